@@ -1,0 +1,34 @@
+"""Copies of a module tree that share, or replace, its tensors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def share_copy(model: nn.Module, convert: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> nn.Module:
+    """Copy the module tree of `model`, with every tensor replaced by `convert(tensor)` (itself by default)."""
+    memo: dict[int, Any] = {}
+    for tensor in _tensors(model):
+        converted = convert(tensor)
+        if isinstance(tensor, nn.Parameter) and not isinstance(converted, nn.Parameter):
+            converted = nn.Parameter(converted, requires_grad=tensor.requires_grad)
+        memo[id(tensor)] = converted
+    return copy.deepcopy(model, memo)
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """Copy of `model` with its tensors on the meta device: shapes without memory or compute."""
+    return share_copy(model, lambda tensor: torch.empty_like(tensor, device="meta"))
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+    # Tensors kept as plain attributes (position tables, constants) travel as well.
+    for module in model.modules():
+        yield from (value for value in vars(module).values() if isinstance(value, Tensor))

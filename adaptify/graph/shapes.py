@@ -1,0 +1,112 @@
+"""Shapes of all nodes, found by running the graph on the meta device."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from adaptify.errors import ModelError
+from adaptify.graph.copying import meta_copy
+
+
+def annotate_shapes(root: nn.Module, graph: fx.Graph, input_shape: tuple[int, int, int]) -> None:
+    """Find out what every node of `graph` yields, and write it into the node's `meta`.
+
+    The graph runs at two batch sizes: what differs between them belongs to the samples.
+
+    - `shape`: shape of the tensor at batch size 2, or None when the node yields no tensor;
+    - `batched`: whether the node yields a tensor whose first axis is the batch;
+    - `sampled`: whether the value belongs to the samples of the batch (a tensor of theirs, their number);
+    - `constant`: the value, for nodes that yield no tensor and the same for every batch.
+
+    Raises:
+        ModelError: The network does not run on images of `input_shape`.
+    """
+    two, three = (run_shapes(root, graph, input_shape, batch) for batch in (2, 3))
+    for node in graph.nodes:
+        first, second = two[node], three[node]
+        is_tensor = isinstance(first, Tensor)
+        varies = _summary(first) != _summary(second)
+        from_samples = any(parent.meta["sampled"] for parent in node.all_input_nodes)
+        node.meta["shape"] = tuple(first.shape) if is_tensor else None
+        node.meta["batched"] = (
+            is_tensor
+            and first.dim() > 0
+            and (first.shape[0], second.shape[0]) == (2, 3)
+            and first.shape[1:] == second.shape[1:]
+        )
+        node.meta["sampled"] = varies or (is_tensor and from_samples)
+        if not is_tensor and not varies:
+            node.meta["constant"] = first
+
+
+def run_shapes(
+    root: nn.Module, graph: fx.Graph, input_shape: tuple[int, int, int], batch: int
+) -> dict[fx.Node, Any]:
+    """Run `graph` in evaluation mode on a meta batch of `batch` images; return every node's value."""
+    recorder = Recorder(root, graph)
+    recorder.run_on(torch.zeros(batch, *input_shape))
+    return recorder.values
+
+
+class Recorder(fx.Interpreter):
+    """Runs a graph node by node, on the meta device, and keeps all values.
+
+    Operations without a meta implementation make the whole run fall back to real tensors.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        self.values: dict[fx.Node, Any] = {}
+        self._real_root = root
+        super().__init__(meta_copy(root).eval(), graph=graph)
+
+    def run_on(self, images: Tensor) -> None:
+        """Execute the graph for `images` (N, C, H, W).
+
+        Raises:
+            ModelError: The network refuses images of this shape.
+        """
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        # The fused attention kernel hides its matrix products from counters and needs real tensors.
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with torch.no_grad():
+                try:
+                    with torch.device("meta"):
+                        self.run(images.to("meta"))
+                except (NotImplementedError, RuntimeError):
+                    self._run_real(images)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
+
+    def _run_real(self, images: Tensor) -> None:
+        self.values.clear()
+        self.module = copy.deepcopy(self._real_root).eval()
+        self.submodules = dict(self.module.named_modules())
+        try:
+            self.run(images)
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            shape = "x".join(str(size) for size in images.shape[1:])
+            raise ModelError(
+                f"{type(self._real_root).__name__} does not run on {shape} images: {reason}",
+                "Give the size the network was made for with --input-size.",
+            ) from error
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.values[n] = super().run_node(n)
+        return self.values[n]
+
+
+def _summary(value: Any) -> Any:
+    """A comparable stand-in for a node's value: tensors by shape, containers element by element."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, (tuple, list)):
+        return [_summary(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _summary(item) for key, item in value.items()}
+    return value
