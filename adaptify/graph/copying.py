@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def share_copy(model: nn.Module, convert: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> nn.Module:
-    """Copy the module tree of `model`, with every tensor replaced by `convert(tensor)` (itself by default)."""
+    """Copy the module tree of `model`; each tensor becomes `convert(tensor)` (itself by default)."""
     memo: dict[int, Any] = {}
     for tensor in _tensors(model):
         converted = convert(tensor)

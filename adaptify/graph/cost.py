@@ -68,7 +68,7 @@ def _convolution(args: tuple[Any, ...], result: Tensor) -> int:
     inputs, weight, transposed = args[0], args[1], args[6]
     # Each output position of a convolution (each input position of a transposed one) meets one filter.
     positions = inputs if transposed else result
-    return positions.shape[0] * math.prod(positions.shape[2:]) * weight.numel()
+    return int(positions.shape[0] * math.prod(positions.shape[2:]) * weight.numel())
 
 
 def _mm(args: tuple[Any, ...], result: Tensor) -> int:
@@ -80,7 +80,7 @@ def _addmm(args: tuple[Any, ...], result: Tensor) -> int:
 
 
 def _attention(args: tuple[Any, ...], result: Any) -> int:
-    """Scaled dot products: queries x keys, then weights x values, for (..., L, E), (..., S, E), (..., S, V)."""
+    """Queries x keys, then weights x values, for (..., L, E), (..., S, E), (..., S, V)."""
     query, key, value = args[:3]
     return int(math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
 

@@ -20,7 +20,7 @@ def annotate_shapes(root: nn.Module, graph: fx.Graph, input_shape: tuple[int, in
     - `shape`: shape of the tensor at batch size 2, or None when the node yields no tensor;
     - `batched`: whether the node yields a tensor whose first axis is the batch;
     - `sampled`: whether the value belongs to the samples of the batch (a tensor of theirs, their number);
-    - `constant`: the value, for nodes that yield no tensor and the same for every batch.
+    - `constant`: the value, for nodes that yield numbers that are the same for every batch.
 
     Raises:
         ModelError: The network does not run on images of `input_shape`.
@@ -39,7 +39,7 @@ def annotate_shapes(root: nn.Module, graph: fx.Graph, input_shape: tuple[int, in
             and first.shape[1:] == second.shape[1:]
         )
         node.meta["sampled"] = varies or (is_tensor and from_samples)
-        if not is_tensor and not varies:
+        if not varies and _is_literal(first):
             node.meta["constant"] = first
 
 
@@ -97,8 +97,15 @@ class Recorder(fx.Interpreter):
             ) from error
 
     def run_node(self, n: fx.Node) -> Any:
+        """Run one node and keep its value."""
         self.values[n] = super().run_node(n)
         return self.values[n]
+
+
+def _is_literal(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(_is_literal(item) for item in value)
+    return isinstance(value, (bool, int, float, torch.dtype))
 
 
 def _summary(value: Any) -> Any:

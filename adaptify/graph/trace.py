@@ -43,10 +43,8 @@ class Traced:
         Raises:
             KeyError: There is none.
         """
-        for node in self.graph.nodes:
-            if node.name == name:
-                return node
-        raise KeyError(name)
+        nodes: dict[str, fx.Node] = {node.name: node for node in self.graph.nodes}
+        return nodes[name]
 
 
 def trace(model: nn.Module, input_shape: tuple[int, int, int], *, leaves: Sequence[str] = ()) -> Traced:
@@ -73,7 +71,9 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], *, leaves: Sequen
     differing = _differing_paths(evaluation[0], training)
     if "" in differing:
         differing.discard("")
-        notes.append("the network's own code differs in training (auxiliary outputs); it is traced as in evaluation")
+        notes.append(
+            "the network's own code differs in training (auxiliary outputs); traced as in evaluation"
+        )
     if differing:
         notes.append(_leaf_note(root, differing))
         evaluation = _trace_mode(root, False, kept | differing, notes)
@@ -147,7 +147,7 @@ def _trace_mode(
 
 
 def _adopt_constants(root: nn.Module, traced_root: nn.Module, graph: fx.Graph) -> None:
-    """Give `root` the constant tensors that tracing found in the code; they are not part of its state dict."""
+    """Give `root` the constant tensors found in the code; they are not part of its state dict."""
     for node in graph.nodes:
         if node.op == "get_attr" and "." not in node.target and not hasattr(root, node.target):
             root.register_buffer(node.target, getattr(traced_root, node.target), persistent=False)
@@ -163,14 +163,14 @@ def _operations_by_path(graph: fx.Graph) -> dict[str, list[str]]:
     operations: dict[str, list[str]] = {}
     for node in graph.nodes:
         # Nodes are numbered as they come, so arguments are compared by everything but their names.
-        arguments = fx.map_arg((node.args, node.kwargs), lambda _: "node")  # type: ignore[arg-type,return-value]
+        arguments = fx.map_arg((node.args, node.kwargs), lambda _: "node")
         operations.setdefault(_path(node), []).append(f"{node.op} {node.target} {arguments}")
     return operations
 
 
 def _leaf_note(root: nn.Module, paths: set[str]) -> str:
     kinds = sorted({type(root.get_submodule(path)).__name__ for path in paths})
-    return f"{len(paths)} modules are kept whole because they behave differently in training: {', '.join(kinds)}"
+    return f"{len(paths)} modules are kept whole, as they behave differently in training: {', '.join(kinds)}"
 
 
 def _path(node: fx.Node) -> str:
@@ -188,8 +188,9 @@ def _name_nodes(graph: fx.Graph) -> None:
         if node.op == "call_module":
             name = path
         else:
-            operation = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.name)
-            name = f"{path}.{operation}" if path and node.op != "get_attr" else str(operation)
+            target = node.target
+            operation = target if isinstance(target, str) else getattr(target, "__name__", node.name)
+            name = f"{path}.{operation}" if path and node.op != "get_attr" else operation
         count = seen.get(name, 0)
         seen[name] = count + 1
         node.meta["name"] = f"{name}_{count}" if count else name

@@ -1,0 +1,71 @@
+"""Where exits go by default: at the ends of the stages of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adaptify.graph.cost import CostModel
+from adaptify.graph.sites import ExitSite
+from adaptify.graph.trace import Traced
+
+# A stage that is cheaper than this part of the network is no stage of its own (a stem, a projection),
+# and an exit that leaves less than this part undone cannot pay.
+_MIN_SHARE = 0.05
+# A stem is a single layer; a stage has at least two.
+_MIN_LAYERS = 2
+# Positions shrink by 4 from stage to stage; unpadded convolutions shave off a few percent within one.
+_SHRINK = 1.5
+
+
+def default_exits(traced: Traced, cost: CostModel, sites: Sequence[ExitSite]) -> tuple[ExitSite, ...]:
+    """Choose the sites at the stage ends, the last stage left out.
+
+    A stage is a run of sites with the same number of positions. Its end is the last output of one of the
+    network's outermost modules (a layer, a block), or else the last site. A network that never shrinks
+    (ViT) gets three exits that part its MACs evenly.
+    """
+    stages = _stages([site for site in sites if site.positions > 1])
+    ends = [_end(stage) for stage in stages[:-1]]
+    chosen: list[ExitSite] = []
+    for site in ends:
+        before = chosen[-1].macs_before if chosen else 0
+        layers = _layers_between(traced, cost, chosen[-1].node if chosen else None, site.node)
+        worth = site.macs_before - before >= _MIN_SHARE * cost.total
+        pays = cost.total - site.macs_before >= _MIN_SHARE * cost.total
+        if worth and pays and layers >= _MIN_LAYERS:
+            chosen.append(site)
+    return tuple(chosen) if chosen else _even(sites, cost.total)
+
+
+def _stages(sites: Sequence[ExitSite]) -> list[list[ExitSite]]:
+    stages: list[list[ExitSite]] = []
+    for site in sites:
+        if stages and stages[-1][-1].positions < site.positions * _SHRINK:
+            stages[-1].append(site)
+        else:
+            stages.append([site])
+    return stages
+
+
+def _end(stage: Sequence[ExitSite]) -> ExitSite:
+    outputs = [site for site in stage if site.is_module_output]
+    # Among module outputs the outermost count: an expansion inside a block is not the end of a stage.
+    depth = min((site.name.count(".") for site in outputs), default=0)
+    return [site for site in outputs or stage if not outputs or site.name.count(".") == depth][-1]
+
+
+def _layers_between(traced: Traced, cost: CostModel, start: str | None, end: str) -> int:
+    """Number of nodes with MACs after `start` (None: the beginning), up to and including `end`."""
+    names = [node.name for node in traced.graph.nodes]
+    first = names.index(start) + 1 if start else 0
+    return sum(cost.macs[name] > 0 for name in names[first : names.index(end) + 1])
+
+
+def _even(sites: Sequence[ExitSite], total: int) -> tuple[ExitSite, ...]:
+    candidates = [site for site in sites if site.is_module_output and site.macs_before < total] or list(sites)
+    chosen: list[ExitSite] = []
+    for part in (0.25, 0.5, 0.75):
+        nearest = min(candidates, key=lambda site: abs(site.macs_before - part * total), default=None)
+        if nearest is not None and nearest not in chosen:
+            chosen.append(nearest)
+    return tuple(chosen)
