@@ -102,7 +102,7 @@ def decode(files: ImageFiles, input: InputSpec, workers: int, report: Report) ->
     return torch.from_numpy(pixels)
 
 
-def readable(files: ImageFiles, workers: int) -> Tensor:
+def readable(files: ImageFiles, workers: int, report: Report) -> Tensor:
     """Decode every file, as small as its format allows, to find out which can be read.
 
     Returns:
@@ -119,7 +119,7 @@ def readable(files: ImageFiles, workers: int) -> Tensor:
         except UsageError:
             good[i] = False
 
-    _for_each(try_one, len(files), workers, lambda count: None)
+    _for_each(try_one, len(files), workers, report)
     return good
 
 

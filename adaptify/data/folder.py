@@ -166,7 +166,8 @@ def _opened(train: _Listing, test: _Listing | None, options: Options, notes: lis
 
 
 def _without_unreadable(listing: _Listing, options: Options, notes: list[str]) -> _Listing:
-    good = readable(listing.files, options.workers)
+    with options.progress.stage(f"check {listing.folder}", total=len(listing.files)) as stage:
+        good = readable(listing.files, options.workers, stage.advance)
     bad = (~good).nonzero().flatten().tolist()
     folder, files = listing.folder, listing.files
     if not bad:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from adaptify.data.source import Opened, Opener, Options
 from adaptify.data.uci_digits import open_digits
 from adaptify.errors import UsageError, did_you_mean
 from adaptify.input_spec import InputSpec
+from adaptify.progress import SILENT, Progress
 
 Part = Literal["train", "holdout", "test"]
 
@@ -44,7 +45,7 @@ def open_data(
     workers: int | None = None,
     skip_corrupt: bool = False,
     parts: Collection[Part] = ("train", "holdout", "test"),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> Data:
     """Open a data set and cut it into training, holdout and test images.
 
@@ -64,7 +65,7 @@ def open_data(
             more pass over the files.
         parts: Splits that will be used. Those that are kept in memory are decoded now, so that a bad image is
             found before the work; the others when they are used.
-        progress: Called with the number of images decoded so far and in all.
+        progress: Where the number of images read is reported to.
 
     Raises:
         UsageError: The spec is unknown, the data cannot be used, or a share is not in (0, 1).
@@ -72,7 +73,7 @@ def open_data(
     _check_input(input)
     if workers is not None and workers < 0:
         raise UsageError(f"{workers} workers are not possible", "Use 0 or more.")
-    options = Options(input, _cpus() if workers is None else workers, skip_corrupt)
+    options = Options(input, _cpus() if workers is None else workers, skip_corrupt, progress)
     opener, argument = _parse(spec)
     data = _cut(spec, opener(argument, options), input, holdout, val_split, seed)
     _prepare(data, parts, progress)
@@ -142,19 +143,11 @@ def _cut(
     )
 
 
-def _prepare(data: Data, parts: Collection[Part], progress: Callable[[int, int], None] | None) -> None:
+def _prepare(data: Data, parts: Collection[Part], progress: Progress) -> None:
     splits = [getattr(data, part) for part in parts]
-    total = sum(len(split) for split in splits)
-    done = 0
-
-    def report(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress(done, total)
-
-    for split in splits:
-        split.prepare(report)
+    with progress.stage("load images", total=sum(len(split) for split in splits)) as stage:
+        for split in splits:
+            split.prepare(stage.advance)
 
 
 def _cpus() -> int:

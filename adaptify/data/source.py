@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from adaptify.data.augment import Augmentation
-from adaptify.data.split import MemorySplit, Split
+from adaptify.data.split import MemorySplit, Report, Split
 from adaptify.input_spec import InputSpec
+from adaptify.progress import SILENT, Progress
 
 MEMORY_LIMIT = 1 << 30  # bytes of uint8 pixels up to which a data set is kept in memory
 
@@ -24,11 +25,13 @@ class Options:
         input: Shape and normalisation of the batches.
         workers: Threads that decode, and processes that read a large data set; 0 reads in the caller.
         skip_corrupt: Leave unreadable images out instead of refusing the data set.
+        progress: Where the number of images read is reported to.
     """
 
     input: InputSpec
     workers: int
     skip_corrupt: bool
+    progress: Progress = SILENT
 
 
 class Source(Protocol):
@@ -82,7 +85,12 @@ class ArraySource:
     def take(self, rows: Tensor) -> Split:
         """The images at positions `rows`, (K,) int64, with the channels of the input."""
         chosen = convert_channels(self.pixels[rows], self.input.channels)
-        return MemorySplit(lambda report: chosen, self.labels[rows], rows, self.input, self.augmentation)
+
+        def load(report: Report) -> Tensor:
+            report(len(chosen))
+            return chosen
+
+        return MemorySplit(load, self.labels[rows], rows, self.input, self.augmentation)
 
 
 def convert_channels(pixels: Tensor, channels: int) -> Tensor:

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from adaptify.data import Data, MemorySplit, StreamSplit, check_labels, folder, 
 from adaptify.data.decode import read_image
 from adaptify.errors import UsageError
 from adaptify.input_spec import InputSpec
+from adaptify.progress import Stage
 
 RGB8 = InputSpec(3, 8, 8, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5))
 GREY8 = InputSpec(1, 8, 8, mean=(0.5,), std=(0.5,))
@@ -403,11 +405,35 @@ def test_labels_must_match_the_head(divided: Path) -> None:
     assert "fake:64:1000" in caught.value.hint
 
 
-def test_progress_counts_every_image_once(divided: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    opened(divided, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (42, 42)
-    assert seen == sorted(seen)
+class Recorder:
+    """A progress that keeps the total and the count of every stage."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, list[int | None]] = {}
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Stage]:
+        self.name = name
+        self.stages[name] = [total, 0]
+        yield self
+
+    def advance(self, n: int = 1, **figures: float) -> None:
+        self.stages[self.name][1] += n  # type: ignore[operator]
+
+    def note(self, message: str) -> None:
+        raise AssertionError(message)
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 30])
+def test_progress_counts_every_image_once(divided: Path, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "MEMORY_LIMIT", limit)
+    progress = Recorder()
+    opened(divided, progress=progress, skip_corrupt=True)
+    assert progress.stages == {
+        f"check {divided / 'train'}": [30, 30],
+        f"check {divided / 'val'}": [12, 12],
+        "load images": [42, 42],
+    }
 
 
 def test_a_shared_archive_reads_as_a_folder(shared_folder: Path, tmp_path: Path) -> None:
