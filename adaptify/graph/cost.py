@@ -149,7 +149,7 @@ class _CountingMode(TorchDispatchMode):
     """Sums the MACs of all tensor operations run under it."""
 
     def __init__(self, counters: Mapping[Any, Counter]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counters = counters
         self.count = 0
         self.uncounted: set[str] = set()

@@ -1,0 +1,1 @@
+"""Networks at work: policies, early exits that really leave the batch, and the fast static form."""

@@ -1,0 +1,211 @@
+"""The adaptive network: a backbone with gates, and a policy that turns their decisions into skipped work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from adaptify.errors import ModelError
+from adaptify.gates.exit_head import ExitHead
+from adaptify.graph.copying import share_copy
+from adaptify.graph.cost import CostModel, count_module
+from adaptify.graph.program import compile_graph
+from adaptify.graph.segments import cut
+from adaptify.graph.sites import ExitSite
+from adaptify.graph.trace import Traced
+from adaptify.runtime.compaction import take_rows
+from adaptify.runtime.policy import ThresholdPolicy, never_leave
+
+
+@dataclass(frozen=True)
+class Exit:
+    """An exit head at its site."""
+
+    site: ExitSite
+    head: ExitHead
+
+
+class Outcome(NamedTuple):
+    """What an adaptive run gives.
+
+    Attributes:
+        logits: (N, M), each row from the exit where the sample left; in the order of the batch.
+        exit_index: (N,) int64, index of that exit; the number of exits for those that ran to the end.
+    """
+
+    logits: Tensor
+    exit_index: Tensor
+
+
+class AdaptiveModel(nn.Module):
+    """A network whose samples can leave early.
+
+    In evaluation, `model(images)` maps (N, C, H, W) to logits (N, M) under `model.policy`: rows that
+    leave are taken out of the batch, and the rest goes on in a smaller one. In training it runs
+    everything and returns `(logits, {exit name: logits})`.
+
+    The state dict holds the backbone under the checkpoint's own names, and the gates beside it.
+
+    Attributes:
+        traced: The network as a graph; its root owns the same tensors as this module.
+        exits: The exits, in the order of the network.
+        policy: When to leave. May be replaced between batches.
+        num_classes: M.
+        memory_format: Layout that images are brought to first.
+    """
+
+    def __init__(
+        self, traced: Traced, exits: Sequence[Exit] = (), policy: ThresholdPolicy | None = None
+    ) -> None:
+        """Put `exits` (in the order of the network) into `traced`; never leaving, by default.
+
+        Raises:
+            ModelError: The backbone does not map a batch of images to (N, M) scores, or a site is not
+                a place where rows can leave.
+        """
+        super().__init__()
+        root = share_copy(traced.root)
+        self._gates_name = "adaptify_gates" if hasattr(root, "gates") else "gates"
+        if exits:
+            heads = {item.site.name.replace(".", "/"): item.head for item in exits}
+            root.add_module(self._gates_name, nn.ModuleDict(heads))
+        # This module is a view of the root: same parameters, buffers and children under the same names.
+        # The root itself stays out of the registries, and its children cannot clash with our methods.
+        for registry in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            object.__setattr__(self, registry, getattr(root, registry))
+        self.traced = replace(traced, root=root)
+        self.exits = tuple(exits)
+        self.policy = policy or never_leave(len(exits))
+        self.num_classes = _num_classes(traced)
+        self.memory_format = torch.contiguous_format
+        self._segments, self._positions = _compile(traced, self.exits)
+        self.train(traced.root.training)
+
+    def forward(self, images: Tensor) -> Any:
+        """Logits (N, M) in evaluation; `(logits, {exit name: logits})` in training."""
+        return self.dense(images) if self.training else self.run(images).logits
+
+    def run(self, images: Tensor) -> Outcome:
+        """Run (N, C, H, W) under the policy; work behind an exit is done for the rows that stay only.
+
+        One synchronisation per exit on an accelerator (the number of rows that stay), none on a CPU.
+        """
+        policy = self.policy
+        count = images.shape[0]
+        end = len(self.exits)
+        state: tuple[Tensor, ...] = (images.contiguous(memory_format=self.memory_format),)
+        rows: Tensor | None = None
+        logits: Tensor | None = None
+        exit_index = torch.full((count,), end, device=images.device)
+        for index, segment in enumerate(self._segments[:-1]):
+            state = segment(self.traced.root, *state)
+            if not policy.enabled(index):
+                continue
+            scores = self.exits[index].head(state[self._positions[index]])
+            leaving = policy.leaves(index, scores)
+            staying = scores.shape[0] - int(leaving.sum())
+            if staying == scores.shape[0]:
+                continue
+            if staying == 0 and rows is None:
+                return Outcome(scores, exit_index.fill_(index))
+            # Staying rows first, in their order: one sort gives both groups without asking for their sizes.
+            order = leaving.to(torch.uint8).argsort(stable=True)
+            kept, gone = order[:staying], order[staying:]
+            if logits is None:
+                logits = scores.new_empty(count, self.num_classes)
+            left = gone if rows is None else rows[gone]
+            logits[left] = scores[gone]
+            exit_index[left] = index
+            if staying == 0:
+                return Outcome(logits, exit_index)
+            rows = kept if rows is None else rows[kept]
+            state = tuple(take_rows(tensor, kept) for tensor in state)
+        (final,) = self._segments[-1](self.traced.root, *state)
+        if logits is None or rows is None:
+            return Outcome(final, exit_index)
+        logits[rows] = final
+        return Outcome(logits, exit_index)
+
+    def dense(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run everything for every row: the network's logits (N, M) and those of each exit by name."""
+        return self._walk(images, lambda head, tensor: head(tensor))
+
+    def pooled(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run everything: the network's logits (N, M) and each exit's pooled feature (N, D) by name."""
+        return self._walk(images, lambda head, tensor: head.pool(tensor))
+
+    def _walk(
+        self, images: Tensor, read: Callable[[ExitHead, Tensor], Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        state: tuple[Tensor, ...] = (images.contiguous(memory_format=self.memory_format),)
+        found: dict[str, Tensor] = {}
+        for segment, item, position in zip(self._segments, self.exits, self._positions, strict=False):
+            state = segment(self.traced.root, *state)
+            found[item.site.name] = read(item.head, state[position])
+        (final,) = self._segments[-1](self.traced.root, *state)
+        return final, found
+
+    def backbone(self) -> Traced:
+        """The network without its gates, sharing this model's tensors."""
+        root = share_copy(self.traced.root)
+        if self.exits:
+            delattr(root, self._gates_name)
+        return replace(self.traced, root=root)
+
+    @cached_property
+    def cost(self) -> CostModel:
+        """MACs of the backbone, node by node."""
+        return CostModel(self.backbone())
+
+    @cached_property
+    def gate_macs(self) -> tuple[int, ...]:
+        """MACs of each exit head for one sample."""
+        shapes = [self.traced.node(item.site.node).meta["shape"] for item in self.exits]
+        return tuple(
+            count_module(item.head, (1, *shape[1:])) for item, shape in zip(self.exits, shapes, strict=True)
+        )
+
+    def exit_macs(self, policy: ThresholdPolicy | None = None) -> tuple[int, ...]:
+        """MACs of one sample that leaves at exit 0, 1, ..., or runs to the end: `len(exits) + 1` numbers.
+
+        The gates a sample passes count; a gate that `policy` switches off is not computed. Without a
+        policy all gates count.
+        """
+        gates = 0
+        macs = []
+        for index, (item, gate) in enumerate(zip(self.exits, self.gate_macs, strict=True)):
+            gates += gate if policy is None or policy.enabled(index) else 0
+            macs.append(item.site.macs_before + gates)
+        return (*macs, self.cost.total + gates)
+
+
+def _num_classes(traced: Traced) -> int:
+    (result,) = next(iter(reversed(traced.graph.nodes))).args
+    shape = result.meta["shape"] if hasattr(result, "meta") else None
+    if shape is None or len(shape) != 2 or not result.meta["batched"]:
+        raise ModelError(
+            f"{type(traced.root).__name__} does not return one score per class: its output is "
+            f"{'not a single tensor' if shape is None else f'a tensor of shape {shape} at batch size 2'}",
+            "Give a classification network that maps (N, C, H, W) to (N, classes).",
+        )
+    return int(shape[1])
+
+
+def _compile(
+    traced: Traced, exits: Sequence[Exit]
+) -> tuple[tuple[Callable[..., tuple[Tensor, ...]], ...], tuple[int, ...]]:
+    """The segments between exits as functions, and where each exit's tensor is in its segment's results."""
+    nodes = [traced.node(item.site.node) for item in exits]
+    segments = cut(traced.graph, nodes)
+    positions = []
+    for segment, node in zip(segments, nodes, strict=False):
+        stuck = [name for name in segment.outputs if not traced.node(name).meta["batched"]]
+        if stuck:
+            raise ModelError(f"rows cannot leave at {node.meta['name']}: {stuck[0]} is not split by sample")
+        positions.append(segment.outputs.index(node.name))
+    return tuple(compile_graph(segment.graph) for segment in segments), tuple(positions)
