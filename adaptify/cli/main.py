@@ -1,0 +1,107 @@
+"""The `adaptify` command: one file per command, nothing heavy imported before a command runs."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from adaptify.cli import boundary, env, report
+from adaptify.errors import UsageError, did_you_mean
+from adaptify.version import VERSION
+
+_THE_WAY = """\
+adaptify makes a pretrained network spend less compute, and shows what that saved.
+
+The way through:
+  adaptify demo                                      all of it on a small example, in two minutes
+  adaptify inspect  model.pth                        what is in the network, and where gates can go
+  adaptify retrofit model.pth --method dgate --data FOLDER
+                                                     put gates in and train them
+  adaptify calibrate --max-drop 0.5                  choose again between accuracy and compute
+  adaptify evaluate --data FOLDER                    run it, really skipping
+  adaptify report                                    tables, and a page to show
+
+Commands after `retrofit` take the newest run when none is named.
+`adaptify --help` lists every command, `adaptify COMMAND --help` explains one.
+"""
+
+
+class _Commands(TyperGroup):
+    """A group whose unknown commands are answered like every other mistake."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of the commands in the order in which they are used."""
+        return list(self.commands)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return (name, command, remaining arguments) as click does, or say which command was meant."""
+        if not ctx.resilient_parsing and args and self.get_command(ctx, args[0]) is None:
+            near = did_you_mean(args[0], self.list_commands(ctx))
+            raise UsageError(f"unknown command '{args[0]}'{near}", "`adaptify --help` lists the commands.")
+        return super().resolve_command(ctx, args)
+
+
+# Plain help: rich would cost as much start-up time again as everything else together.
+app = typer.Typer(
+    cls=_Commands,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        print(f"adaptify {VERSION}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _adaptify(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Make a pretrained network spend less compute, and show what that saved.
+
+    Start with `adaptify demo`, or with `adaptify inspect` on a checkpoint of your own.
+    """
+    if context.invoked_subcommand is None:
+        print(_THE_WAY, end="")
+
+
+# In the order in which they are used; `--help` lists them so.
+app.command("report")(report.report)
+app.command("env")(env.env)
+
+
+def _terminated(signum: int, frame: FrameType | None) -> None:
+    # As an exception, so that half-written files are removed on the way out.
+    sys.exit(128 + signum)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding lacks must not end a run.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, _terminated)
+    show_everything = boundary.wants_traceback(words)
+    if not show_everything and not sys.warnoptions:
+        warnings.simplefilter("ignore")  # other packages' deprecations are not the user's concern
+    return boundary.run(
+        lambda: app(words, prog_name="adaptify", standalone_mode=False), traceback=show_everything
+    )

@@ -1,0 +1,184 @@
+"""The options that commands share, so that every command says the same thing about them.
+
+Use them as annotations; the default stands in the command's signature:
+
+    def evaluate(run: Run = None, data: Data = None, device: Device = "auto", json: Json = False) -> None: ...
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# --- What to work on ---
+
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CKPT",
+        show_default=False,
+        help="Checkpoint of the pretrained network: .pt .pth .th .bin .ckpt .safetensors.",
+    ),
+]
+Run = Annotated[
+    Path | None,
+    typer.Argument(metavar="RUN", show_default=False, help="Run folder. Without one: the newest in runs/."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        show_default=False,
+        help="Settings that override the recipe, as in train.lr=0.01.",
+    ),
+]
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        "--arch",
+        metavar="NAME",
+        help="Architecture: torchvision:resnet50, timm:NAME or package.module:callable. "
+        "Without it: found by the tensors' names and shapes.",
+    ),
+]
+ArchKwargs = Annotated[
+    str | None,
+    typer.Option(
+        "--arch-kwargs", metavar="JSON", help="Arguments of the architecture, as in '{\"num_classes\": 10}'."
+    ),
+]
+TrustPickle = Annotated[
+    bool,
+    typer.Option(
+        "--trust-pickle",
+        help="Load whole pickled modules. This runs code from the file: only if you trust it.",
+    ),
+]
+
+# --- Data ---
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="FOLDER (with train/ and val/, in them a folder per class), cifar10:FOLDER, cifar100:FOLDER, "
+        "digits or fake:N.",
+    ),
+]
+ValSplit = Annotated[
+    float | None,
+    typer.Option(
+        "--val-split",
+        metavar="FRACTION",
+        min=0.0,
+        max=1.0,
+        help="Part of a folder without train/ and val/ on which results are reported.",
+    ),
+]
+Holdout = Annotated[
+    float,
+    typer.Option(
+        "--holdout",
+        metavar="FRACTION",
+        min=0.0,
+        max=1.0,
+        help="Part of the training images that is kept out of training, to choose the operating point on.",
+    ),
+]
+InputSize = Annotated[
+    str | None,
+    typer.Option("--input-size", metavar="SIZE", help="Height and width of the input: 224, or 192x256."),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        "--mean", metavar="M,M,M", help="Mean per channel that the input is normalised with, in [0, 1]."
+    ),
+]
+Std = Annotated[
+    str | None,
+    typer.Option("--std", metavar="S,S,S", help="Standard deviation per channel, in [0, 1]."),
+]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", metavar="N", min=1, help="Images per batch: less takes less memory.")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", metavar="N", min=0, help="Processes that decode images. Without it: by the cores."
+    ),
+]
+
+# --- Method and target ---
+
+Method = Annotated[
+    str, typer.Option("--method", "-m", metavar="METHOD", help="The method to place gates by.")
+]
+Sites = Annotated[
+    str | None,
+    typer.Option(
+        "--sites",
+        metavar="NAMES",
+        help="Where gates go: names or globs with commas between, as `adaptify inspect` lists them.",
+    ),
+]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop",
+        metavar="POINTS",
+        min=0.0,
+        max=100.0,
+        help="Lose at most this much top-1 accuracy, in percentage points (0.5: from 94.0% to 93.5%).",
+    ),
+]
+MaxMacs = Annotated[
+    float | None,
+    typer.Option(
+        "--max-macs",
+        metavar="FRACTION",
+        min=0.0,
+        max=1.0,
+        help="Keep at most this fraction of the MACs. It is what is KEPT (0.6: from 4.09 G to 2.45 G).",
+    ),
+]
+Thresholds = Annotated[
+    str | None,
+    typer.Option(
+        "--thresholds", metavar="T,T,...", help="Thresholds by hand, one per exit; 'never' closes an exit."
+    ),
+]
+
+# --- Running ---
+
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="FOLDER", help="Run folder to write. Without it: runs/<model>-<method>-NNN."
+    ),
+]
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
+Seed = Annotated[
+    int, typer.Option("--seed", metavar="N", help="Same seed, same result: splits, shuffling, weights.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would be done (sites, costs, settings), and do no work.")
+]
+
+# --- Talking ---
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON value on stdout; everything else goes to stderr.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+Verbose = Annotated[
+    int,
+    typer.Option(
+        "--verbose", "-v", count=True, metavar="", show_default=False, help="Say more; -vv with tracebacks."
+    ),
+]

@@ -1,0 +1,88 @@
+"""Trailing `key=value` words on the command line, as settings.
+
+Values are read as YAML 1.2 does: `1e-3` is a number, `no` is a word, `[1, 2]` is a list, `null` is
+nothing. (PyYAML's own rules are of YAML 1.1, where `1e-3` is a word and `no` is false.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import yaml
+
+from adaptify.errors import RecipeError, did_you_mean
+
+_KEY = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*")
+
+
+class CoreLoader(yaml.SafeLoader):
+    """PyYAML's safe loader with the scalars of the YAML 1.2 core schema."""
+
+
+def _int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))  # YAML 1.1 reads 010 as eight
+
+
+def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    return float(loader.construct_scalar(node).lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+# Resolvers are looked up by the first character of a scalar; none of YAML 1.1's stay.
+CoreLoader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
+):
+    CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+CoreLoader.add_constructor("tag:yaml.org,2002:int", _int)
+CoreLoader.add_constructor("tag:yaml.org,2002:float", _float)
+
+
+def parse_overrides(words: Sequence[str] | None, known: Iterable[str] | None = None) -> dict[str, Any]:
+    """Read words like `train.lr=0.01` into `{"train.lr": 0.01}`; of two with one key, the last holds.
+
+    Args:
+        words: The words as they came.
+        known: All dotted keys that may be set; `None` lets every key through.
+
+    Raises:
+        RecipeError: A word without `=`, an unknown or malformed key, a value that is not YAML.
+
+    >>> parse_overrides(["train.lr=1e-3", "loss=hinge", "sites=[layer1, layer2]"])
+    {'train.lr': 0.001, 'loss': 'hinge', 'sites': ['layer1', 'layer2']}
+    """
+    keys = None if known is None else sorted(known)
+    settings: dict[str, Any] = {}
+    for word in words or ():
+        key, equals, text = word.partition("=")
+        key = key.strip()
+        if not equals:
+            raise RecipeError(
+                f"'{word}' is no setting", "Settings are written key=value, as in train.lr=0.01."
+            )
+        if not _KEY.fullmatch(key):
+            raise RecipeError(
+                f"'{key}' in '{word}' is no key", "Keys are names with dots between, as in train.lr."
+            )
+        if keys is not None and key not in keys:
+            raise RecipeError(
+                f"{key}: unknown key{did_you_mean(key, keys)}", f"There are: {', '.join(keys)}."
+            )
+        settings[key] = _value(key, text)
+    return settings
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=CoreLoader)  # a safe loader
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise RecipeError(
+            f"{key}: cannot read the value '{text}': {problem}",
+            "Put quotes around text with special characters.",
+        ) from error

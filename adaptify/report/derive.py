@@ -1,0 +1,150 @@
+"""What follows from a report's figures: the same for the page and for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adaptify.report.schema import Point, Report
+from adaptify.text import percent, points, quantity
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What calibration was asked for, and what it got.
+
+    Attributes:
+        request: The request in words.
+        achieved: What the calibration samples gave, in words.
+        test: What the test samples gave, in words: the promise is not made on these.
+        kept: Whether the calibration samples meet the request; `None` where nothing was promised.
+    """
+
+    request: str
+    achieved: str
+    test: str
+    kept: bool | None
+
+
+def promise(report: Report) -> Promise | None:
+    """Return the calibration's promise, or `None` for a report without calibration."""
+    calibration = report.calibration
+    if calibration is None:
+        return None
+    operating = operating_point(report)
+    drop, test_drop = (
+        calibration.base_accuracy - calibration.accuracy,
+        report.before.accuracy - report.after.accuracy,
+    )
+    request = calibration.request
+    if request.get("max_drop") is not None:
+        allowed = float(request["max_drop"])
+        return Promise(
+            f"lose at most {allowed:g} points of accuracy",
+            _lost(drop),
+            _lost(test_drop),
+            100 * drop <= allowed + 1e-6,
+        )
+    if request.get("max_macs") is not None:
+        allowed = float(request["max_macs"])
+        kept = None if operating is None else operating[0]
+        return Promise(
+            f"keep at most {percent(allowed)} of the MACs",
+            "not recorded" if kept is None else f"{percent(kept)} kept",
+            f"{percent(report.after.kept)} kept",
+            None if kept is None else kept <= allowed + 1e-6,
+        )
+    return Promise("thresholds given by hand", _lost(drop), _lost(test_drop), None)
+
+
+def chosen_point(report: Report) -> Point | None:
+    """Return the point of the frontier that the exits' thresholds are, or `None` if they are not on it."""
+    thresholds = [exit_.threshold for exit_ in report.exits[:-1]]
+    for point in report.frontier:
+        if len(point.thresholds) == len(thresholds) and all(
+            a is b is None
+            or (a is not None and b is not None and math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9))
+            for a, b in zip(point.thresholds, thresholds, strict=True)
+        ):
+            return point
+    return None
+
+
+def operating_point(report: Report) -> tuple[float, float] | None:
+    """Return (fraction of MACs kept, accuracy) of the choice, on the calibration samples, if known."""
+    chosen, calibration = chosen_point(report), report.calibration
+    if chosen is not None:
+        return chosen.macs / report.before.macs, chosen.accuracy
+    if calibration is not None and calibration.macs is not None:
+        return calibration.macs / report.before.macs, calibration.accuracy
+    return None
+
+
+def spread(items: Sequence[Point], count: int, keep: Point | None = None) -> list[Point]:
+    """Return about `count` of the points, evenly spread over their MACs, the ends and `keep` among them."""
+    if len(items) <= count:
+        return list(items)
+    low, high = items[0].macs, items[-1].macs
+    targets = [low + (high - low) * i / (count - 1) for i in range(count)]
+    picked = {min(range(len(items)), key=lambda i: abs(items[i].macs - target)) for target in targets}
+    if keep is not None:
+        picked |= {i for i, point in enumerate(items) if point is keep}
+    return [items[i] for i in sorted(picked)]
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class of the data: where its samples leave.
+
+    Attributes:
+        name: Name of the class.
+        samples: Number of its samples.
+        shares: Fraction of them that leaves at each exit.
+        kept: Mean MACs of its samples, as a fraction of the whole network's.
+    """
+
+    name: str
+    samples: int
+    shares: tuple[float, ...]
+    kept: float
+
+
+def class_rows(report: Report) -> list[ClassRow]:
+    """Return the classes that have samples, those that need the least compute first."""
+    rows = []
+    for name, *counts in zip(report.data.classes, *report.classes_per_exit, strict=False):
+        samples = sum(counts)
+        if samples:
+            shares = tuple(count / samples for count in counts)
+            kept = sum(share * exit_.share_macs for share, exit_ in zip(shares, report.exits, strict=True))
+            rows.append(ClassRow(name, samples, shares, kept))
+    return sorted(rows, key=lambda row: (row.kept, row.name))
+
+
+def headline(report: Report) -> list[tuple[str, str, str, str]]:
+    """Return the rows (what, before, after, change) that a report begins with."""
+    before, after, model = report.before, report.after, report.model
+    gates = quantity(model.gate_parameters)
+    return [
+        (
+            "Accuracy",
+            percent(before.accuracy, 2),
+            percent(after.accuracy, 2),
+            f"{points(after.accuracy - before.accuracy)} points",
+        ),
+        ("MACs per sample", quantity(before.macs), quantity(after.macs), f"{percent(after.kept)} kept"),
+        ("FLOPs per sample", quantity(2 * before.macs), quantity(2 * after.macs), "2 x MACs"),
+        (
+            "Parameters",
+            quantity(model.parameters),
+            quantity(model.parameters + model.gate_parameters),
+            f"{gates} in gates",
+        ),
+    ]
+
+
+def _lost(drop: float) -> str:
+    if round(100 * drop, 2) == 0:
+        return "nothing lost"
+    return f"{abs(100 * drop):.2f} points {'lost' if drop > 0 else 'gained'}"

@@ -1,0 +1,110 @@
+"""The report as one self-contained page: no scripts, no network, light and dark, readable on a phone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from adaptify import text
+from adaptify.files import write_text
+from adaptify.report.derive import class_rows, operating_point, promise
+from adaptify.report.plots import compute_figure, frontier_figure, palette
+from adaptify.report.schema import Report
+
+# Figures are drawn twice, with text of the same size: one is shown on a desk, the other on a phone.
+_WIDE, _NARROW = 520, 340
+_MOST_CLASSES = 24  # more are shown as the cheapest and the dearest
+
+
+def render_html(report: Report) -> str:
+    """Return the page of a report."""
+    rows = class_rows(report)
+    classes: list[list[Any]] = [rows]
+    if len(rows) > _MOST_CLASSES:
+        classes = [rows[: _MOST_CLASSES // 2], rows[-_MOST_CLASSES // 2 :]]
+    facts = {
+        "report": report,
+        "palette": palette(len(report.exits)),
+        "promise": promise(report),
+        "chosen_known": operating_point(report) is not None,
+        "figures": {
+            "frontier": _both(frontier_figure, report) if report.frontier else None,
+            "compute": _both(compute_figure, report) if len(report.exits) > 1 else None,
+        },
+        "classes": classes,
+        "classes_between": len(rows) - sum(map(len, classes)),
+        "command": shlex.join(report.command),
+        "options": list(_flat(report.method.options)),
+        "kwargs": list(_flat(report.model.kwargs)),
+        "environment": list(_flat(report.environment.get("versions", {})))
+        + list(_flat({name: value for name, value in report.environment.items() if name != "versions"})),
+        "timing": [_timing(name, value) for name, value in report.timing.items() if value is not None],
+        "lowest_accuracy": min(
+            accuracy
+            for e in report.exits
+            for accuracy in (e.accuracy_all, e.accuracy_left)
+            if accuracy is not None
+        ),
+    }
+    return _environment().get_template("report.html.j2").render(facts)
+
+
+def write_html(report: Report, path: str | os.PathLike[str]) -> None:
+    """Write the page of a report, atomically.
+
+    Raises:
+        AdaptifyError: The file cannot be written.
+    """
+    write_text(path, render_html(report))
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("adaptify.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for function in (text.quantity, text.percent, text.points, text.whole, text.shape):
+        environment.filters[function.__name__] = function
+    environment.filters["minus"] = lambda value: value.replace("-", "\N{MINUS SIGN}")
+    return environment
+
+
+def _printable(value: Any) -> Any:
+    return text.printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _both(draw: Any, report: Report) -> Markup:
+    return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(
+        draw(report, _WIDE), draw(report, _NARROW, 270)
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, value in words) of nested settings, those without a value left out."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif value is None or value == []:
+            continue
+        elif key.endswith("_bytes") and isinstance(value, int):
+            yield f"{prefix}{key.removesuffix('_bytes')}", text.memory(value)
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _timing(name: str, value: float) -> tuple[str, str]:
+    if name.endswith("_bytes"):
+        return name.removesuffix("_bytes").replace("_", " "), text.memory(value)
+    if name.endswith("_s"):
+        return name.removesuffix("_s").replace("_", " "), text.duration(value)
+    return name.replace("_", " "), f"{value:.4g}"

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from adaptify.cli.main import main
+from adaptify.version import VERSION
+
+HEAVY = ("torch", "torchvision", "numpy", "matplotlib", "jinja2", "rich", "yaml")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], [], ["--version"], ["report", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    script = (
+        "import sys; from adaptify.cli.main import main; code = main(sys.argv[2:]); "
+        "print('heavy:', [name for name in sys.argv[1].split(',') if name in sys.modules]); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, ",".join(HEAVY), *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.rstrip().endswith("heavy: []")
+    assert done.stderr == ""
+
+
+def test_alone_it_shows_the_way(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    places = [text.index(f"adaptify {command}") for command in ("demo", "retrofit", "calibrate", "report")]
+    assert places == sorted(places)
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"adaptify {VERSION}\n"
+
+
+@pytest.mark.parametrize(("word", "meant"), [("reprot", "report"), ("Report", "report"), ("evn", "env")])
+def test_an_unknown_command_is_answered_with_the_nearest(
+    word: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([word]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines() == [
+        f"error: unknown command '{word}'; did you mean '{meant}'?",
+        "  `adaptify --help` lists the commands.",
+    ]
+
+
+def test_a_word_far_from_every_command_gets_no_guess(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["xyzzy"]) == 2
+    assert "did you mean" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["env", "--jsn"], ["report", "a", "b"], ["--nonsense"]])
+def test_wrong_arguments_are_two_lines_and_exit_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: ")
+    assert "--help" in second
+
+
+def test_every_command_has_examples_that_are_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    from adaptify.cli.main import app
+
+    for command in app.registered_commands:
+        assert main([str(command.name), "--help"]) == 0
+        text = capsys.readouterr().out
+        assert "Examples:" in text
+        examples = text.split("Examples:\n")[1].split("\n\n")[0].splitlines()
+        assert all(f"adaptify {command.name}" in line for line in examples)
