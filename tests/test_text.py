@@ -4,12 +4,12 @@ import doctest
 
 import pytest
 
-from adaptify import text
-from adaptify.cli import overrides, progress
+from adaptify import settings, text
+from adaptify.cli import progress
 from adaptify.report import svg
 
 
-@pytest.mark.parametrize("module", [text, svg, progress, overrides])
+@pytest.mark.parametrize("module", [text, svg, progress, settings])
 def test_the_examples_in_the_docstrings_hold(module: object) -> None:
     result = doctest.testmod(module)  # type: ignore[arg-type]
     assert result.attempted > 0

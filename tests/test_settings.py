@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptify.cli.overrides import parse_overrides
+from adaptify.settings import parse_overrides
 from adaptify.errors import RecipeError
 
 KNOWN = ["train.lr", "train.epochs", "method.loss", "seed"]
