@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptify.settings import parse_overrides
 from adaptify.errors import RecipeError
+from adaptify.settings import parse_overrides
 
 KNOWN = ["train.lr", "train.epochs", "method.loss", "seed"]
 
