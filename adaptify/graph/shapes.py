@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from adaptify.errors import ModelError
-from adaptify.graph.copying import meta_copy
+from adaptify.graph.copying import meta_copy, share_copy
 
 
 def annotate_shapes(root: nn.Module, graph: fx.Graph, input_shape: tuple[int, int, int]) -> None:
@@ -25,7 +24,8 @@ def annotate_shapes(root: nn.Module, graph: fx.Graph, input_shape: tuple[int, in
     Raises:
         ModelError: The network does not run on images of `input_shape`.
     """
-    two, three = (run_shapes(root, graph, input_shape, batch) for batch in (2, 3))
+    recorder = Recorder(root, graph)
+    two, three = (recorder.run_on(torch.zeros(batch, *input_shape)) for batch in (2, 3))
     for node in graph.nodes:
         first, second = two[node], three[node]
         is_tensor = isinstance(first, Tensor)
@@ -39,17 +39,9 @@ def annotate_shapes(root: nn.Module, graph: fx.Graph, input_shape: tuple[int, in
             and first.shape[1:] == second.shape[1:]
         )
         node.meta["sampled"] = varies or (is_tensor and from_samples)
-        if not varies and _is_literal(first):
+        # What is read from the module tree (the mode of the network) may change between runs.
+        if not varies and _is_literal(first) and node.op != "get_attr":
             node.meta["constant"] = first
-
-
-def run_shapes(
-    root: nn.Module, graph: fx.Graph, input_shape: tuple[int, int, int], batch: int
-) -> dict[fx.Node, Any]:
-    """Run `graph` in evaluation mode on a meta batch of `batch` images; return every node's value."""
-    recorder = Recorder(root, graph)
-    recorder.run_on(torch.zeros(batch, *input_shape))
-    return recorder.values
 
 
 class Recorder(fx.Interpreter):
@@ -59,16 +51,17 @@ class Recorder(fx.Interpreter):
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
-        self.values: dict[fx.Node, Any] = {}
+        self._values: dict[fx.Node, Any] = {}
         self._real_root = root
         super().__init__(meta_copy(root).eval(), graph=graph)
 
-    def run_on(self, images: Tensor) -> None:
-        """Execute the graph for `images` (N, C, H, W).
+    def run_on(self, images: Tensor) -> dict[fx.Node, Any]:
+        """Execute the graph in evaluation mode for `images` (N, C, H, W); return every node's value.
 
         Raises:
             ModelError: The network refuses images of this shape.
         """
+        self._values = {}
         fast_path = torch.backends.mha.get_fastpath_enabled()
         # The fused attention kernel hides its matrix products from counters and needs real tensors.
         torch.backends.mha.set_fastpath_enabled(False)
@@ -77,14 +70,15 @@ class Recorder(fx.Interpreter):
                 try:
                     with torch.device("meta"):
                         self.run(images.to("meta"))
-                except (NotImplementedError, RuntimeError):
+                except Exception:
                     self._run_real(images)
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
+        return self._values
 
     def _run_real(self, images: Tensor) -> None:
-        self.values.clear()
-        self.module = copy.deepcopy(self._real_root).eval()
+        self._values.clear()
+        self.module = share_copy(self._real_root, lambda tensor: tensor.detach().clone()).eval()
         self.submodules = dict(self.module.named_modules())
         try:
             self.run(images)
@@ -98,8 +92,8 @@ class Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and keep its value."""
-        self.values[n] = super().run_node(n)
-        return self.values[n]
+        self._values[n] = super().run_node(n)
+        return self._values[n]
 
 
 def _is_literal(value: Any) -> bool:

@@ -6,12 +6,14 @@ buffers and their names stay exactly what they were: nothing is copied into a ne
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from adaptify.errors import ModelError
@@ -63,38 +65,76 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], *, leaves: Sequen
         ModelError: The root module itself cannot be traced, or the input shape does not fit.
     """
     root = share_copy(model)
-    was_training = model.training
-    kept = set(leaves)
     notes: list[str] = []
-    evaluation = _trace_mode(root, False, kept, notes)
-    training = _trace_mode(root, True, kept, notes)[0]
-    differing = _differing_paths(evaluation[0], training)
-    if "" in differing:
-        differing.discard("")
-        notes.append(
-            "the network's own code differs in training (auxiliary outputs); traced as in evaluation"
-        )
+    evaluation = _record(root, False, frozenset(leaves), notes)
+    training = _record(root, True, evaluation.leaves, notes)
+    differing = _differing_modules(evaluation, training)
     if differing:
         notes.append(_leaf_note(root, differing))
-        evaluation = _trace_mode(root, False, kept | differing, notes)
-    root.train(was_training)
-    graph, traced_root = evaluation
-    _adopt_constants(root, traced_root, graph)
+    whole = training.leaves | differing
+    if whole != evaluation.leaves:
+        evaluation = _record(root, False, whole, notes)
+    if evaluation.behaviour[""] != training.behaviour[""]:
+        training = _record(root, True, evaluation.leaves, notes)
+        if not _follow_mode(evaluation.graph, training.graph):
+            notes.append(
+                "the network's own code differs in training (auxiliary outputs); traced as in evaluation"
+            )
+    for module, original in zip(root.modules(), model.modules(), strict=True):
+        module.training = original.training
+    graph = evaluation.graph
+    _adopt_constants(root, evaluation.root, graph)
     _name_nodes(graph)
     annotate_shapes(root, graph, input_shape)
     _drop_checks(graph)
     return Traced(root, graph, input_shape, tuple(notes))
 
 
-class _Tracer(fx.Tracer):
-    """FX tracer that keeps chosen modules whole and remembers where it failed."""
+@dataclass(frozen=True)
+class _Recording:
+    """What one run of the tracer found.
 
-    def __init__(self, leaves: set[str]) -> None:
+    Attributes:
+        graph: The graph of the run.
+        root: The copy of the network that was traced; it holds the constants.
+        leaves: The modules that were kept whole.
+        behaviour: For each module that was called ("" for the root): what its own code did, that is
+            its operations and the calls of its children.
+    """
+
+    graph: fx.Graph
+    root: nn.Module
+    leaves: frozenset[str]
+    behaviour: dict[str, list[str]]
+
+
+class _Tracer(fx.Tracer):
+    """FX tracer that keeps chosen modules whole and remembers what it called and where it failed."""
+
+    def __init__(self, leaves: frozenset[str]) -> None:
         modules, functions = _untraceable_by_declaration()
         super().__init__(autowrap_modules=(math,), autowrap_functions=functions)
         self.leaves = leaves
         self.leaf_types = modules
+        self.calls: dict[str, list[str]] = {"": []}
         self.failed_in: str | None = None
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """Make the images the only input; other arguments of the network keep their defaults."""
+        tensors = itertools.chain(self.root.named_parameters(), self.root.named_buffers())
+        self.names = {id(tensor): name for name, tensor in tensors}
+        return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """Return a proxy for a parameter or buffer: what is computed from them must not become a constant."""
+        name = self.names.get(id(attr_val))
+        if name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.leaves or isinstance(m, self.leaf_types):
@@ -104,11 +144,15 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        path = self.path_of_module(m)
+        caller = next(reversed(self.module_stack.values()))[0] if self.module_stack else ""
+        self.calls[caller].append(f"call {path} {_outline((args, kwargs))}")
+        self.calls.setdefault(path, [])
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
             if self.failed_in is None:
-                self.failed_in = self.path_of_module(m)
+                self.failed_in = path
             raise
 
 
@@ -120,20 +164,20 @@ def _untraceable_by_declaration() -> tuple[tuple[type[nn.Module], ...], tuple[Ca
     return tuple(library.get_notrace_modules()), tuple(library.get_notrace_functions())
 
 
-def _trace_mode(
-    root: nn.Module, training: bool, leaves: set[str], notes: list[str]
-) -> tuple[fx.Graph, nn.Module]:
-    """Trace a copy of `root` in one mode; return the graph and the copy.
+def _record(root: nn.Module, training: bool, leaves: frozenset[str], notes: list[str]) -> _Recording:
+    """Trace a copy of `root` in one mode.
 
-    A module that cannot be traced joins `leaves`, and the trace starts again.
+    A module that cannot be traced joins the leaves, and the trace starts again.
     """
     root.train(training)
     while True:
         tracer = _Tracer(leaves)
+        # Some modules keep what they computed, or change their buffers: all that happens to a copy.
+        copied = share_copy(
+            root, lambda tensor: tensor if isinstance(tensor, nn.Parameter) else tensor.clone()
+        )
         try:
-            # Some modules cache what they computed; proxies must not stay behind in the result.
-            traced_root = share_copy(root)
-            return tracer.trace(traced_root), traced_root
+            graph = tracer.trace(copied)
         except Exception as error:
             failed = tracer.failed_in
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -142,8 +186,10 @@ def _trace_mode(
                     f"{type(root).__name__} cannot be traced: {reason}",
                     "Move data-dependent control flow from the network's own forward into a submodule.",
                 ) from error
-            leaves.add(failed)
+            leaves |= {failed}
             notes.append(f"{failed} is kept whole: it cannot be traced ({reason})")
+        else:
+            return _Recording(graph, copied, leaves, _behaviour(graph, tracer.calls))
 
 
 def _adopt_constants(root: nn.Module, traced_root: nn.Module, graph: fx.Graph) -> None:
@@ -153,22 +199,67 @@ def _adopt_constants(root: nn.Module, traced_root: nn.Module, graph: fx.Graph) -
             root.register_buffer(node.target, getattr(traced_root, node.target), persistent=False)
 
 
-def _differing_paths(first: fx.Graph, second: fx.Graph) -> set[str]:
-    """Paths of the modules whose own operations are not the same in both graphs."""
-    ours, theirs = _operations_by_path(first), _operations_by_path(second)
-    return {path for path in ours.keys() & theirs.keys() if ours[path] != theirs[path]}
-
-
-def _operations_by_path(graph: fx.Graph) -> dict[str, list[str]]:
-    operations: dict[str, list[str]] = {}
+def _behaviour(graph: fx.Graph, calls: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    behaviour = {path: list(called) for path, called in calls.items()}
     for node in graph.nodes:
-        # Nodes are numbered as they come, so arguments are compared by everything but their names.
-        arguments = fx.map_arg((node.args, node.kwargs), lambda _: "node")
-        operations.setdefault(_path(node), []).append(f"{node.op} {node.target} {arguments}")
-    return operations
+        # Which parameter is read where is no difference, and calls of modules are noted by the caller.
+        if node.op not in ("call_module", "get_attr"):
+            behaviour[_path(node)].append(f"{node.op} {node.target} {_outline((node.args, node.kwargs))}")
+    return behaviour
 
 
-def _leaf_note(root: nn.Module, paths: set[str]) -> str:
+def _outline(arguments: Any) -> str:
+    """Arguments in words, without the names of values: those are numbered as they come."""
+    return str(
+        fx.node.map_aggregate(
+            arguments,
+            lambda value: "value" if isinstance(value, (fx.Node, fx.Proxy, torch.Tensor)) else value,
+        )
+    )
+
+
+def _differing_modules(first: _Recording, second: _Recording) -> frozenset[str]:
+    """Modules, other than the root, that were called in both runs and whose own code differed."""
+    both = first.behaviour.keys() & second.behaviour.keys()
+    return frozenset(path for path in both if path and first.behaviour[path] != second.behaviour[path])
+
+
+def _follow_mode(evaluation: fx.Graph, training: fx.Graph) -> bool:
+    """Let the graph `evaluation` read the mode of the root where the root's own code does.
+
+    The root cannot be kept whole. Where it differs by nothing but flags, as in
+    `F.dropout(x, training=self.training)`, each flag is replaced by the attribute.
+
+    Returns:
+        Whether the two graphs differ by flags alone; otherwise nothing is changed.
+    """
+    flags: list[tuple[fx.Node, int | str]] = []
+    for ours, theirs in itertools.zip_longest(evaluation.nodes, training.nodes):
+        if ours is None or theirs is None or (ours.op, ours.target) != (theirs.op, theirs.target):
+            return False
+        values, others = _arguments(ours), _arguments(theirs)
+        if values.keys() != others.keys():
+            return False
+        for key, value in values.items():
+            if value is False and others[key] is True:
+                flags.append((ours, key))
+            elif str(value) != str(others[key]):
+                return False
+    for node, key in flags:
+        with evaluation.inserting_before(node):
+            mode = evaluation.create_node("get_attr", "training")
+        if isinstance(key, int):
+            node.update_arg(key, mode)
+        else:
+            node.update_kwarg(key, mode)
+    return True
+
+
+def _arguments(node: fx.Node) -> dict[int | str, Any]:
+    return {**dict(enumerate(node.args)), **dict(node.kwargs)}  # type: ignore[dict-item]
+
+
+def _leaf_note(root: nn.Module, paths: frozenset[str]) -> str:
     kinds = sorted({type(root.get_submodule(path)).__name__ for path in paths})
     return f"{len(paths)} modules are kept whole, as they behave differently in training: {', '.join(kinds)}"
 
