@@ -18,6 +18,7 @@ from adaptify.graph.program import compile_graph
 from adaptify.graph.segments import cut
 from adaptify.graph.sites import ExitSite
 from adaptify.graph.trace import Traced
+from adaptify.plan import Plan
 from adaptify.runtime.compaction import take_rows
 from adaptify.runtime.policy import ThresholdPolicy, never_leave
 
@@ -57,6 +58,7 @@ class AdaptiveModel(nn.Module):
         policy: When to leave. May be replaced between batches.
         num_classes: M.
         memory_format: Layout that images are brought to first.
+        plan: How to make this network again, if that is known; needed to save it.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class AdaptiveModel(nn.Module):
         self.policy = policy or never_leave(len(exits))
         self.num_classes = _num_classes(traced)
         self.memory_format = torch.contiguous_format
+        self.plan: Plan | None = None
         self._segments, self._positions = _compile(traced, self.exits)
         self.train(traced.root.training)
 

@@ -1,0 +1,184 @@
+"""The artifact: one `.safetensors` file with the tensors, and the plan in its metadata."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from adaptify.errors import ModelError, TargetError, UsageError
+from adaptify.files import atomic_write
+from adaptify.gates.exit_head import ExitHead
+from adaptify.graph.cost import CostModel
+from adaptify.graph.sites import ExitSite, find_exits
+from adaptify.graph.trace import Traced, trace
+from adaptify.models.registry import Architecture
+from adaptify.plan import FORMAT, PlaceExit, Plan, parse_plan
+from adaptify.runtime.adaptive import AdaptiveModel, Exit
+from adaptify.runtime.policy import ThresholdPolicy
+
+
+def save(model: AdaptiveModel, path: str | os.PathLike[str]) -> None:
+    """Write `model` with its plan (`model.plan`, with the policy of now), then open the file and compare.
+
+    The file appears whole or not at all.
+
+    Raises:
+        UsageError: The model has no plan: it was put together by hand.
+        TargetError: What was read back is not what was written; the file is removed.
+        AdaptifyError: The file cannot be written.
+    """
+    if model.plan is None:
+        raise UsageError(
+            "this model has no plan to make it again by", "Set model.plan to an adaptify.plan.Plan."
+        )
+    plan = model.plan.model_copy(update={"policy": model.policy.to_json() if model.exits else None})
+    target = Path(path)
+    # Safetensors refuses shared storage: tied weights are written twice, and the plan ties them again.
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()
+    }
+    with atomic_write(target) as temporary:
+        save_file(tensors, temporary, metadata={FORMAT: plan.dumps()})
+        _verify(model, tensors, temporary)
+
+
+def load(path: str | os.PathLike[str], *, trust_code: bool = False) -> AdaptiveModel:
+    """Make the network of an artifact again: an `nn.Module` in evaluation mode, on the CPU.
+
+    Args:
+        path: The `.safetensors` file, or a run folder that holds a `model.safetensors`.
+        trust_code: Whether a network built by your own code (`package.module:callable`) may be loaded,
+            which imports that code.
+
+    Raises:
+        UsageError: There is no such file.
+        ModelError: The file is damaged, is no artifact, or needs code that is not trusted.
+    """
+    plan, tensors = _read(artifact_path(path))
+    architecture = Architecture.from_json(plan.architecture)
+    if not architecture.is_public and not trust_code:
+        raise ModelError(
+            f"{path} is built by {architecture.name}: loading it runs that code",
+            "If it is yours or you trust it, allow it: --trust-code, or load(..., trust_code=True).",
+        )
+    return build(plan, tensors, architecture)
+
+
+def build(plan: Plan, tensors: dict[str, Tensor], architecture: Architecture) -> AdaptiveModel:
+    """Carry out `plan` and fill in `tensors`.
+
+    Raises:
+        ModelError: Plan, tensors and architecture do not belong together.
+    """
+    traced = trace(architecture.build().eval(), architecture.input.shape)
+    policy = ThresholdPolicy.from_json(plan.policy) if plan.policy is not None else None
+    model = AdaptiveModel(traced, place_exits(traced, plan.steps), policy).eval()
+    model.plan = plan
+    expected, given = model.state_dict().keys(), tensors.keys()
+    if expected != given:
+        different = sorted(expected ^ given)
+        raise ModelError(
+            f"tensors and plan do not belong together: {different[0]} is "
+            f"{'missing' if different[0] in expected else 'not part of the network'}",
+            "The file is damaged, or the code that builds the network has changed.",
+        )
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ModelError(f"the tensors do not fit the plan: {str(error).splitlines()[-1].strip()}") from error
+    return model
+
+
+def place_exits(traced: Traced, steps: tuple[PlaceExit, ...]) -> list[Exit]:
+    """Make the exits of the steps, in the order of the network, with fresh heads.
+
+    Raises:
+        ModelError: A site is not in the network, or has other channels than the plan says.
+    """
+    sites = {site.name: site for site in find_exits(traced, CostModel(traced))}
+    chosen: list[tuple[ExitSite, PlaceExit]] = []
+    for step in steps:
+        site = sites.get(step.site)
+        if site is None or site.channels != step.channels:
+            found = "is not in the network" if site is None else f"has {site.channels} channels there"
+            raise ModelError(
+                f"the plan puts an exit at {step.site} ({step.channels} channels), which {found}",
+                "The code that builds the network has changed since the plan was made.",
+            )
+        chosen.append((site, step))
+    order = {name: index for index, name in enumerate(sites)}
+    return [
+        Exit(site, ExitHead(site.channels, step.classes, pool=step.pool, channel_axis=site.channel_axis))
+        for site, step in sorted(chosen, key=lambda pair: order[pair[0].name])
+    ]
+
+
+def read_plan(path: str | os.PathLike[str]) -> Plan:
+    """Read the plan of an artifact without its tensors.
+
+    Raises:
+        UsageError: There is no such file.
+        ModelError: The file is damaged or no artifact.
+    """
+    source = artifact_path(path)
+    try:
+        with safe_open(source, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{source} is not a readable safetensors file: {error}", "The file is damaged."
+        ) from error
+    if FORMAT not in metadata:
+        raise ModelError(
+            f"{source} holds tensors but no adaptify plan",
+            "It is a plain checkpoint: use `adaptify retrofit` on it.",
+        )
+    return parse_plan(metadata[FORMAT], str(source))
+
+
+def is_artifact(path: str | os.PathLike[str]) -> bool:
+    """Whether the file is an artifact (or a run folder with one) rather than a plain checkpoint."""
+    try:
+        read_plan(path)
+    except (ModelError, UsageError):
+        return False
+    return True
+
+
+def _read(source: Path) -> tuple[Plan, dict[str, Tensor]]:
+    plan = read_plan(source)
+    with safe_open(source, framework="pt") as opened:
+        return plan, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+
+
+def artifact_path(path: str | os.PathLike[str]) -> Path:
+    """The file of an artifact that is named by itself or by the run folder it is in.
+
+    Raises:
+        UsageError: There is no such file.
+    """
+    source = Path(path)
+    if source.is_dir():
+        source = source / "model.safetensors"
+    if not source.is_file():
+        raise UsageError(
+            f"there is no file {source}", "Name a model.safetensors, or the run folder it is in."
+        )
+    return source
+
+
+def _verify(model: AdaptiveModel, written: dict[str, Tensor], path: Path) -> None:
+    """Contract: reload = saved, bit for bit."""
+    plan, tensors = _read(path)
+    again = build(plan, tensors, Architecture.from_json(plan.architecture))
+    same = all(torch.equal(again.state_dict()[name], tensor) for name, tensor in written.items())
+    if not same or again.policy != model.policy:
+        raise TargetError(
+            f"{path.name} was written but reads back differently",
+            "The disk or memory is faulty, or the code that builds the network is not deterministic.",
+        )

@@ -1,0 +1,130 @@
+"""What a method is: its options, where its gates go, how they are trained."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from adaptify.data import Data
+from adaptify.errors import UsageError, did_you_mean
+from adaptify.graph.cost import CostModel
+from adaptify.graph.trace import Traced
+from adaptify.plan import PlaceExit
+from adaptify.progress import SILENT, Progress
+from adaptify.runtime.adaptive import AdaptiveModel
+from adaptify.training.records import ExitRecords
+
+
+class Section(BaseModel):
+    """A section of a recipe: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class FitContext:
+    """Where and how a method trains.
+
+    Attributes:
+        device: Where to compute.
+        batch_size: Images in a batch of the backbone.
+        seed: Seed of everything random.
+        scratch: An existing folder for large temporary files; the caller removes it.
+        progress: Told how far the work is.
+    """
+
+    device: torch.device
+    batch_size: int
+    seed: int
+    scratch: Path
+    progress: Progress = SILENT
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What training gives, beside the trained gates.
+
+    Attributes:
+        holdout: What each exit says about the samples that the policy is chosen on.
+        test: The same for the samples that results are reported on.
+        timing: Seconds of each part of the work.
+        notes: What the user should know.
+    """
+
+    holdout: ExitRecords
+    test: ExitRecords
+    timing: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    notes: tuple[str, ...] = ()
+
+
+class Method(ABC):
+    """A way to make a network adaptive.
+
+    Attributes:
+        name: What the command line calls it.
+        summary: One line for people.
+        Gates: Options of the recipe's `gates` section: which gates there are, and where.
+        Train: Options of the recipe's `train` section.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    Gates: ClassVar[type[Section]]
+    Train: ClassVar[type[Section]]
+
+    @abstractmethod
+    def __init__(self, gates: Section, train: Section) -> None:
+        """Take the options of both sections."""
+
+    @property
+    @abstractmethod
+    def score(self) -> str:
+        """Which score of its exits decides (a key of `runtime.policy.SCORES`)."""
+
+    @abstractmethod
+    def place(self, traced: Traced, cost: CostModel, classes: int) -> tuple[PlaceExit, ...]:
+        """Choose where the gates go in a network with `classes` outputs.
+
+        Raises:
+            UsageError: A site that was asked for is not in the network.
+            ModelError: The network has no place for the gates.
+        """
+
+    @abstractmethod
+    def fit(self, model: AdaptiveModel, data: Data, context: FitContext) -> Fit:
+        """Train the gates of `model` in place."""
+
+
+_METHODS: dict[str, type[Method]] = {}
+_AnyMethod = TypeVar("_AnyMethod", bound=type[Method])
+
+
+def register(method: _AnyMethod) -> _AnyMethod:
+    """Class decorator: make a method known by its name."""
+    _METHODS[method.name] = method
+    return method
+
+
+def method_names() -> tuple[str, ...]:
+    """Names of all methods."""
+    return tuple(sorted(_METHODS))
+
+
+def find_method(name: str) -> type[Method]:
+    """Return the method called `name`.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if name not in _METHODS:
+        raise UsageError(
+            f"unknown method '{name}'{did_you_mean(name, _METHODS)}", f"Methods: {', '.join(method_names())}."
+        )
+    return _METHODS[name]

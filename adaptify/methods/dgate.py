@@ -1,0 +1,180 @@
+"""d-gate: early exits with a hinge loss on a frozen backbone (Shafiee et al., CVPR Workshops 2019).
+
+The backbone is run once over all images; pooled features are cached and all gates are trained from the
+cache, each on all training data, as the paper has it (section 3.1). A gate is one linear layer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from adaptify.data import Data, Split
+from adaptify.errors import ModelError
+from adaptify.graph.cost import CostModel
+from adaptify.graph.placement import default_exits
+from adaptify.graph.sites import find_exits, select_sites
+from adaptify.graph.trace import Traced
+from adaptify.methods.base import Fit, FitContext, Method, Section, register
+from adaptify.plan import PlaceExit
+from adaptify.runtime.adaptive import AdaptiveModel
+from adaptify.runtime.optimize import optimize
+from adaptify.runtime.policy import SCORES
+from adaptify.training.features import FeatureCache, cache_features
+from adaptify.training.linear import train_linear_gates
+from adaptify.training.records import ExitRecords
+
+_OUTPUT = "the network's own prediction"
+
+
+class Gates(Section):
+    """Which gates, and where.
+
+    Attributes:
+        sites: Names or globs of exit sites; None puts one after every stage but the last.
+        pool: Side k of the k x k average that a gate sees; 1 is the global average.
+        loss: `hinge` (one-vs-rest, the paper's), or `cross_entropy` (its Experiment 1).
+    """
+
+    sites: tuple[str, ...] | None = None
+    pool: int = Field(default=1, ge=1, le=16)
+    loss: Literal["hinge", "cross_entropy"] = "hinge"
+
+
+class Train(Section):
+    """How the gates are trained from the cached features, by minibatch SGD.
+
+    Attributes:
+        epochs: Passes over the cached features; None: 20, or more for a small data set.
+        lr: Learning rate at the start, for samples of unit mean square norm.
+        l2: Weight of the penalty ||W||^2, for standardised features.
+        batch_size: Samples per step.
+        augment: Augmented passes over the training images, beside the plain one.
+    """
+
+    epochs: int | None = Field(default=None, ge=1)
+    lr: float = Field(default=5.0, gt=0)
+    l2: float = Field(default=1e-4, ge=0)
+    batch_size: int = Field(default=256, ge=1)
+    augment: int = Field(default=0, ge=0, le=100)
+
+
+@register
+class DGate(Method):
+    """Early exits trained as linear classifiers on pooled features of a frozen network."""
+
+    name = "dgate"
+    summary = "early exits with hinge loss on a frozen backbone"
+    Gates = Gates
+    Train = Train
+
+    def __init__(self, gates: Section, train: Section) -> None:
+        """Take the options of the recipe's `gates` and `train` sections."""
+        self.gates = Gates.model_validate(gates.model_dump())
+        self.train = Train.model_validate(train.model_dump())
+
+    @property
+    def score(self) -> str:
+        """Distance to a boundary (Algorithm 1), or confidence for gates trained with cross-entropy."""
+        return "distance" if self.gates.loss == "hinge" else "confidence"
+
+    def place(self, traced: Traced, cost: CostModel, classes: int) -> tuple[PlaceExit, ...]:
+        """Put a gate after every stage but the last, or at the sites that were named."""
+        sites = find_exits(traced, cost)
+        wanted = self.gates.sites
+        chosen = default_exits(traced, cost, sites) if wanted is None else select_sites(sites, wanted)
+        if not chosen:
+            raise ModelError(
+                f"{type(traced.root).__name__} has no place where samples could leave",
+                "`adaptify inspect` lists what was found; every path must meet in one tensor somewhere.",
+            )
+        return tuple(
+            PlaceExit(site=site.name, channels=site.channels, classes=classes, pool=self.gates.pool)
+            for site in chosen
+        )
+
+    def fit(self, model: AdaptiveModel, data: Data, context: FitContext) -> Fit:
+        """Cache pooled features of all images in one pass, and train every gate from the cache."""
+        started = time.perf_counter()
+        backbone = optimize(model).to(context.device)
+        with (
+            self._cache(backbone, data.train, context, "train", augment=self.train.augment) as train,
+            self._cache(backbone, data.holdout, context, "holdout", exact=True) as holdout,
+            self._cache(backbone, data.test, context, "test", exact=True) as test,
+        ):
+            cached = time.perf_counter()
+            solutions = train_linear_gates(
+                train,
+                model.num_classes,
+                sites=[item.site.name for item in model.exits],
+                loss=self.gates.loss,
+                l2=self.train.l2,
+                epochs=self.train.epochs,
+                lr=self.train.lr,
+                batch_size=self.train.batch_size,
+                seed=context.seed,
+                device=context.device,
+                progress=context.progress,
+            )
+            for item in model.exits:
+                weight, bias = solutions[item.site.name]
+                with torch.no_grad():
+                    item.head.linear.weight.copy_(weight)
+                    item.head.linear.bias.copy_(bias)
+            return Fit(
+                holdout=self._records(model, holdout),
+                test=self._records(model, test),
+                timing={
+                    "forward_pass_s": cached - started,
+                    "gate_training_s": time.perf_counter() - cached,
+                },
+                notes=train.notes,
+            )
+
+    def _cache(
+        self,
+        backbone: AdaptiveModel,
+        split: Split,
+        context: FitContext,
+        name: str,
+        *,
+        augment: int = 0,
+        exact: bool = False,
+    ) -> FeatureCache:
+        """Run the frozen backbone over `split`, once plain and `augment` times augmented."""
+
+        def forward(images: Tensor) -> dict[str, Tensor]:
+            logits, pooled = backbone.pooled(images)
+            return pooled | {_OUTPUT: logits.argmax(1, keepdim=True)}
+
+        def batches() -> Iterable[tuple[Tensor, Tensor]]:
+            yield from split.batches(context.batch_size, device=context.device)
+            for extra in range(augment):
+                seed = context.seed + 1 + extra
+                yield from split.batches(context.batch_size, augment=True, seed=seed, device=context.device)
+
+        sites = [item.site.name for item in backbone.exits]
+        return cache_features(
+            forward,
+            batches(),
+            total=len(split) * (1 + augment),
+            folder=context.scratch / name,
+            exact=sites if exact else (),
+            progress=context.progress,
+        )
+
+    def _records(self, model: AdaptiveModel, cache: FeatureCache) -> ExitRecords:
+        rate = SCORES[self.score]
+        scores, predictions = [], []
+        with torch.no_grad():
+            for item in model.exits:
+                logits = item.head.linear(cache.site(item.site.name).tensor().float())
+                scores.append(rate(logits))
+                predictions.append(logits.argmax(1))
+        predictions.append(cache.site(_OUTPUT).tensor().squeeze(1))
+        return ExitRecords(torch.stack(scores), torch.stack(predictions), cache.labels)

@@ -1,0 +1,101 @@
+"""`calibrate`: another operating point for a finished run, without training or running the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adaptify import artifact
+from adaptify.data import Split
+from adaptify.errors import AdaptifyError, UsageError
+from adaptify.models.registry import Architecture
+from adaptify.pipeline import folder
+from adaptify.pipeline.calibration import calibrate_model
+from adaptify.pipeline.prepare import make_method, open_recipe_data
+from adaptify.pipeline.reporting import build_report
+from adaptify.progress import SILENT, Progress
+from adaptify.recipe import Recipe, resolve, write_recipe
+from adaptify.report.html import write_html
+from adaptify.report.schema import Report, read_report, write_report
+from adaptify.runtime.adaptive import AdaptiveModel
+from adaptify.training.evaluate import replay
+from adaptify.training.records import load_records
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A run with its new report and the one it had before."""
+
+    folder: Path
+    before: Report
+    report: Report
+
+
+def calibrate(
+    run: Path,
+    request: Mapping[str, Any],
+    *,
+    dry_run: bool = False,
+    trust_code: bool = False,
+    progress: Progress = SILENT,
+) -> Calibrated:
+    """Choose the thresholds of a finished run again, from the scores its exits gave when they were trained.
+
+    Args:
+        run: The run folder.
+        request: `max_drop` (points of top-1) and/or `max_macs` (fraction kept), or `thresholds`.
+        dry_run: Report what would come of it, and write nothing.
+        trust_code: Whether the network may be built by code of the user.
+        progress: Told what could not be done.
+
+    Raises:
+        TargetError: Nothing on the frontier fits; the run stays as it was.
+        UsageError: The folder is no finished run.
+    """
+    model = artifact.load(run / folder.MODEL, trust_code=trust_code)
+    if not model.exits:
+        raise UsageError(
+            f"{run} has no exits to calibrate", "Retrofit the network with a method that has exits."
+        )
+    before = read_report(run / folder.REPORT)
+    records = load_records(run / folder.RECORDS)
+    recipe = resolve(
+        None,
+        file=run / folder.RECIPE,
+        options={f"calibrate.{key}": request.get(key) for key in _REQUESTS},
+    )
+    calibrate_model(model, records["holdout"], request, score=make_method(recipe).score)
+    # The time of the last real run was another operating point's.
+    timing = {key: value for key, value in before.timing.items() if key != "evaluation_s"}
+    report = build_report(
+        model,
+        before.data.model_dump(),
+        _test_images(recipe, model, progress),
+        replay(records["test"], model),
+        records["test"],
+        timing=timing,
+        notes=before.notes,
+    )
+    if not dry_run:
+        artifact.save(model, run / folder.MODEL)
+        write_recipe(recipe, run / folder.RECIPE)
+        write_report(report, run / folder.REPORT)
+        write_html(report, run / folder.PAGE)
+    return Calibrated(run, before, report)
+
+
+_REQUESTS = ("max_drop", "max_macs", "thresholds")
+
+
+def _test_images(recipe: Recipe, model: AdaptiveModel, progress: Progress) -> Split | None:
+    """The test images, for the report's examples; the report can do without."""
+    if model.plan is None:
+        return None
+    try:
+        spec = Architecture.from_json(model.plan.architecture).input
+        return open_recipe_data(recipe, spec, model.num_classes, parts=["test"]).test
+    except AdaptifyError as error:
+        progress.note(f"the report shows no example images: {error.message}")
+        return None

@@ -1,0 +1,90 @@
+"""Run folders: made under a hidden name, and given their own when the run is complete."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from adaptify.errors import UsageError
+
+RUNS = Path("runs")
+MODEL = "model.safetensors"
+REPORT = "report.json"
+PAGE = "report.html"
+RECIPE = "recipe.yaml"
+RECORDS = "records.safetensors"
+ENVIRONMENT = "env.json"
+
+
+class NewRun:
+    """A run folder in the making.
+
+    Attributes:
+        work: The hidden folder that is being filled.
+        final: Where it will be when it is complete.
+    """
+
+    def __init__(self, work: Path, final: Path) -> None:
+        self.work = work
+        self.final = final
+
+
+@contextmanager
+def new_run(stem: str, *, output: Path | None = None, force: bool = False) -> Iterator[NewRun]:
+    """Make a run folder that appears when the block succeeds and leaves nothing behind when it fails.
+
+    Args:
+        stem: Beginning of its name: `runs/<stem>-NNN`.
+        output: The folder to make instead.
+        force: Replace `output` if it is there.
+
+    Raises:
+        UsageError: `output` is there already, or cannot be made.
+    """
+    if output is not None and output.exists() and not force:
+        raise UsageError(
+            f"{output} is there already", "Choose another --output, or overwrite it with --force."
+        )
+    run = _reserve(stem, output)
+    try:
+        yield run
+        if force and run.final.exists():
+            shutil.rmtree(run.final)
+        run.work.rename(run.final)
+    finally:
+        shutil.rmtree(run.work, ignore_errors=True)
+
+
+def _reserve(stem: str, output: Path | None) -> NewRun:
+    parent = RUNS if output is None else output.parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        if output is not None:
+            work = parent / f".{output.name}.part"
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            return NewRun(work, output)
+        while True:
+            final = parent / f"{stem}-{_next_number(parent, stem):03d}"
+            work = parent / f".{final.name}.part"
+            try:
+                work.mkdir()
+            except FileExistsError:
+                continue  # another run took the number since we looked
+            return NewRun(work, final)
+    except OSError as error:
+        raise UsageError(
+            f"cannot make a run folder in {parent}: {error.strerror}", "Choose another --output."
+        ) from error
+
+
+def _next_number(parent: Path, stem: str) -> int:
+    taken = [
+        int(match.group(1))
+        for entry in parent.iterdir()
+        if (match := re.fullmatch(rf"\.?{re.escape(stem)}-(\d+)(?:\.part)?", entry.name))
+    ]
+    return max(taken, default=0) + 1

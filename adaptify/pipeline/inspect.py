@@ -1,0 +1,119 @@
+"""`inspect`: what is in a network, and where gates can go, before any work."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from adaptify.graph.placement import default_exits
+from adaptify.graph.sites import BlockSite, ExitSite, find_blocks, find_exits
+from adaptify.pipeline.prepare import Network
+
+
+@dataclass(frozen=True)
+class ModuleFacts:
+    """One module of the tree.
+
+    Attributes:
+        name: Qualified name ("" for the network itself).
+        type: Class name.
+        shape: Shape of its output for one sample, or None when it has no single output.
+        parameters: Number of parameters in it.
+        macs: MACs in it, for one sample.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...] | None
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A network as `adaptify inspect` shows it.
+
+    Attributes:
+        architecture: Its name.
+        kwargs: Arguments of its builder.
+        checkpoint: The file.
+        input_shape: (C, H, W).
+        parameters: Number of parameters.
+        macs: MACs for one sample.
+        modules: All modules that run, in the order of the tree.
+        exits: Where samples can leave.
+        default_exits: Names of the exits that are placed unless others are named.
+        blocks: The residual blocks.
+        notes: What loading and tracing had to decide.
+    """
+
+    architecture: str
+    kwargs: dict[str, Any]
+    checkpoint: str
+    input_shape: tuple[int, int, int]
+    parameters: int
+    macs: int
+    modules: tuple[ModuleFacts, ...]
+    exits: tuple[ExitSite, ...]
+    default_exits: tuple[str, ...]
+    blocks: tuple[BlockSite, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """All facts as JSON values."""
+        return {"format": "adaptify.inspection", "version": 1, **asdict(self)}
+
+
+def inspect(network: Network) -> Inspection:
+    """Find out what is in a network and where gates can go."""
+    traced, cost = network.traced, network.cost
+    exits = find_exits(traced, cost)
+    return Inspection(
+        architecture=network.architecture.name,
+        kwargs=dict(network.architecture.kwargs),
+        checkpoint=network.source.checkpoint,
+        input_shape=traced.input_shape,
+        parameters=sum(parameter.numel() for parameter in traced.root.parameters()),
+        macs=cost.total,
+        modules=_modules(network),
+        exits=exits,
+        default_exits=tuple(site.name for site in default_exits(traced, cost, exits)),
+        blocks=find_blocks(traced, cost),
+        notes=network.notes,
+    )
+
+
+def _modules(network: Network) -> tuple[ModuleFacts, ...]:
+    """Modules of the tree that take part in evaluation, with what is spent in them."""
+    macs: dict[str, int] = {}
+    shapes: dict[str, tuple[int, ...] | None] = {}
+    for node in network.traced.graph.nodes:
+        if node.op == "output":
+            continue
+        for path in _paths(node):
+            macs[path] = macs.get(path, 0) + network.cost.macs[node.name]
+            # The last node of a module in the graph is its output.
+            shape = node.meta["shape"]
+            shapes[path] = tuple(shape[1:]) if shape is not None else shapes.get(path)
+    return tuple(
+        ModuleFacts(
+            name=name,
+            type=type(module).__name__,
+            shape=shapes[name],
+            parameters=_parameters(module),
+            macs=macs[name],
+        )
+        for name, module in network.traced.root.named_modules()
+        if name in macs
+    )
+
+
+def _paths(node: fx.Node) -> list[str]:
+    parts = node.meta["path"].split(".") if node.meta["path"] else []
+    return [".".join(parts[:count]) for count in range(len(parts) + 1)]
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

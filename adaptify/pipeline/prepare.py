@@ -1,0 +1,165 @@
+"""From a recipe to what the work starts with: the network as a graph, its sites, the data."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from adaptify import artifact
+from adaptify.checkpoint.load import load_model
+from adaptify.data import Data, check_labels, open_data
+from adaptify.data.open import Part
+from adaptify.errors import UsageError
+from adaptify.files import sha256
+from adaptify.graph.cost import CostModel
+from adaptify.graph.trace import Traced, trace
+from adaptify.input_spec import InputSpec
+from adaptify.methods import Method, find_method
+from adaptify.models.registry import Architecture
+from adaptify.plan import PlaceExit, Plan, Source
+from adaptify.progress import SILENT, Progress
+from adaptify.recipe import DataSection, ModelSection, Recipe
+from adaptify.runtime.adaptive import AdaptiveModel
+
+
+@dataclass(frozen=True)
+class Network:
+    """A checkpoint as a graph.
+
+    Attributes:
+        architecture: What it is, with the input it will be given.
+        traced: The network as a graph.
+        cost: Its MACs.
+        source: The file and its hash.
+        notes: What loading and tracing had to decide.
+    """
+
+    architecture: Architecture
+    traced: Traced
+    cost: CostModel
+    source: Source
+    notes: tuple[str, ...]
+
+
+def open_network(model: ModelSection, data: DataSection | None = None) -> Network:
+    """Load the checkpoint of a recipe and trace it.
+
+    Raises:
+        UsageError, ModelError: As loading and tracing do.
+    """
+    if artifact.is_artifact(model.checkpoint):
+        return _open_artifact(model, data)
+    loaded = load_model(
+        model.checkpoint,
+        arch=model.arch,
+        arch_kwargs=model.arch_kwargs or None,
+        trust_pickle=model.trust_pickle,
+    )
+    source = Source(checkpoint=model.checkpoint, sha256=loaded.checkpoint.sha256)
+    return _network(loaded.module, loaded.architecture, source, loaded.notes, data)
+
+
+def open_recipe_data(
+    recipe: Recipe,
+    spec: InputSpec,
+    classes: int,
+    *,
+    parts: Collection[Part] = ("train", "holdout", "test"),
+    progress: Progress = SILENT,
+) -> Data:
+    """Open the data of a recipe for a network with `classes` outputs.
+
+    Raises:
+        UsageError: The data cannot be used, or its labels do not match the network.
+    """
+    section = recipe.data
+    data = open_data(
+        section.source,
+        input=spec,
+        holdout=section.holdout,
+        val_split=section.val_split,
+        seed=recipe.run.seed,
+        workers=section.workers,
+        skip_corrupt=section.skip_corrupt,
+        parts=parts,
+        progress=progress,
+    )
+    check_labels(data, classes)
+    return data
+
+
+def make_method(recipe: Recipe) -> Method:
+    """The method of a recipe with its options."""
+    return find_method(recipe.method)(recipe.gates, recipe.train)
+
+
+def plan_for(recipe: Recipe, network: Network, steps: tuple[PlaceExit, ...]) -> Plan:
+    """The plan of a retrofitted network, before anything is calibrated."""
+    options = recipe.model_dump(mode="json", include={"gates", "train"})
+    return Plan(
+        architecture=network.architecture.to_json(),
+        steps=steps,
+        method={"name": recipe.method, "options": options},
+        source=network.source,
+        base_macs=network.cost.total,
+    )
+
+
+def classes_of(network: Network) -> int:
+    """Number of classes that the network tells apart.
+
+    Raises:
+        ModelError: It does not return one score per class.
+    """
+    return AdaptiveModel(network.traced).num_classes
+
+
+def _open_artifact(model: ModelSection, data: DataSection | None) -> Network:
+    """The backbone of a network that adaptify made before."""
+    plan = artifact.read_plan(model.checkpoint)
+    made = artifact.load(model.checkpoint, trust_code=model.trust_pickle)
+    source = Source(checkpoint=model.checkpoint, sha256=sha256(artifact.artifact_path(model.checkpoint)))
+    notes = ("the gates of the artifact are left out: new ones take their place",) if made.exits else ()
+    return _network(made.backbone().root, Architecture.from_json(plan.architecture), source, notes, data)
+
+
+def _network(
+    module: nn.Module,
+    architecture: Architecture,
+    source: Source,
+    notes: tuple[str, ...],
+    data: DataSection | None,
+) -> Network:
+    spec = architecture.input if data is None else input_spec(architecture.input, data)
+    traced = trace(module.eval(), spec.shape)
+    cost = CostModel(traced)
+    said = [*notes, *traced.notes]
+    if cost.uncounted:
+        said.append(f"MACs of {', '.join(cost.uncounted)} are unknown and count as 0")
+    return Network(replace(architecture, input=spec), traced, cost, source, tuple(said))
+
+
+def input_spec(spec: InputSpec, data: DataSection) -> InputSpec:
+    """The input with what the user said about size and normalisation.
+
+    Raises:
+        UsageError: The values do not fit the number of channels.
+    """
+    if data.input_size is not None:
+        height, width = data.input_size
+        spec = replace(spec, height=height, width=width, resize=None)
+    for name in ("mean", "std"):
+        values = getattr(data, name)
+        if values is None:
+            continue
+        if len(values) not in (1, spec.channels):
+            raise UsageError(
+                f"{name} has {len(values)} values for images of {spec.channels} channels",
+                "Give one value, or one per channel.",
+            )
+        spec = replace(spec, **{name: values if len(values) == spec.channels else values * spec.channels})
+    if min(spec.std) <= 0:
+        raise UsageError(f"std is {min(spec.std)}", "Standard deviations are positive.")
+    return spec

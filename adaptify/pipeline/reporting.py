@@ -1,0 +1,199 @@
+"""From what was measured to the report."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, fx, nn
+
+from adaptify.data import Split
+from adaptify.environment import describe_environment
+from adaptify.errors import UsageError
+from adaptify.report.schema import Report
+from adaptify.runtime.adaptive import AdaptiveModel
+from adaptify.training.evaluate import Evaluation
+from adaptify.training.records import ExitRecords
+from adaptify.version import VERSION
+
+_EXAMPLES = 12
+
+
+def build_report(
+    model: AdaptiveModel,
+    data: Mapping[str, Any],
+    images: Split | None,
+    evaluation: Evaluation,
+    records: ExitRecords,
+    *,
+    timing: Mapping[str, float | None],
+    notes: Sequence[str] = (),
+) -> Report:
+    """Put the report of an adaptive network together.
+
+    Args:
+        model: The network with its policy, and its plan with frontier and calibration.
+        data: The data set, as `Data.describe` puts it.
+        images: Its test part, for example images; None leaves them out.
+        evaluation: What became of each test sample under the policy.
+        records: What every exit says about every test sample.
+        timing: Seconds and bytes worth reporting.
+        notes: What the user should know.
+    """
+    macs = evaluation.macs(model.exit_macs(model.policy)).double()
+    base = model.cost.total
+    classes: list[str] = data["classes"]
+    plan = model.plan
+    if plan is None:
+        raise UsageError("a network without a plan cannot be reported on", "Load it from its artifact.")
+    names = [*(item.site.name for item in model.exits), "output"]
+    gates = sum(parameter.numel() for item in model.exits for parameter in item.head.parameters())
+    value: dict[str, Any] = {
+        "adaptify": VERSION,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": ["adaptify", *sys.argv[1:]],
+        "model": {
+            "architecture": plan.architecture["name"],
+            "kwargs": plan.architecture["kwargs"],
+            "checkpoint": plan.source.checkpoint if plan.source else "",
+            "sha256": plan.source.sha256 if plan.source else "",
+            "parameters": sum(parameter.numel() for parameter in model.parameters()) - gates,
+            "gate_parameters": gates,
+            "input": list(model.traced.input_shape),
+        },
+        "method": plan.method,
+        "data": dict(data),
+        "before": {"accuracy": records.base_accuracy, "macs": base},
+        "after": {
+            "accuracy": evaluation.accuracy,
+            "macs": float(macs.mean()),
+            "kept": float(macs.mean()) / base,
+        },
+        "calibration": plan.calibration,
+        "exits": _exits(model, names, evaluation, records),
+        "macs_per_sample": {
+            "mean": float(macs.mean()),
+            "median": float(macs.median()),
+            "p95": float(macs.quantile(0.95, interpolation="higher")),
+        },
+        "frontier": plan.frontier["points"] if plan.frontier else [],
+        "layers": _layers(model, evaluation.exit_index),
+        "classes_per_exit": [
+            torch.bincount(evaluation.labels[evaluation.exit_index == index], minlength=len(classes)).tolist()
+            for index in range(len(names))
+        ],
+        "examples": _examples(images, classes, names, evaluation) if images is not None else {},
+        "timing": dict(timing),
+        "environment": describe_environment(),
+        "notes": list(notes),
+    }
+    return Report.model_validate(value)
+
+
+def _exits(
+    model: AdaptiveModel, names: Sequence[str], evaluation: Evaluation, records: ExitRecords
+) -> list[dict[str, Any]]:
+    macs = model.exit_macs(model.policy)
+    right = evaluation.predictions == evaluation.labels
+    rows = []
+    for index, name in enumerate(names):
+        left = evaluation.exit_index == index
+        rows.append(
+            {
+                "name": name,
+                "threshold": model.policy.thresholds[index] if index < len(model.exits) else None,
+                "share": float(left.double().mean()),
+                "macs": macs[index],
+                "share_macs": macs[index] / model.cost.total,
+                "accuracy_all": float(records.correct[index].double().mean()),
+                "accuracy_left": float(right[left].double().mean()) if left.any() else None,
+                "samples": int(left.sum()),
+            }
+        )
+    return rows
+
+
+def _layers(model: AdaptiveModel, exit_index: Tensor) -> list[dict[str, Any]]:
+    """Every node with MACs or parameters, and the mean share of samples that run it."""
+    ends = {item.site.node for item in model.exits}
+    passed = 0
+    rows = []
+    for node in model.traced.graph.nodes:
+        parameters = _parameters(model.traced.root, node)
+        macs = model.cost.macs.get(node.name, 0)
+        if (macs or parameters) and node.meta["shape"] is not None:
+            rows.append(
+                {
+                    "name": node.meta["name"],
+                    "type": _kind(model.traced.root, node),
+                    "shape": list(node.meta["shape"][1:]),
+                    "parameters": parameters,
+                    "macs": macs,
+                    "executed": float((exit_index >= passed).double().mean()),
+                }
+            )
+        if node.name in ends:
+            passed += 1
+    return rows
+
+
+def _parameters(root: nn.Module, node: fx.Node) -> int:
+    if node.op == "call_module":
+        return sum(parameter.numel() for parameter in root.get_submodule(str(node.target)).parameters())
+    if node.op == "get_attr":
+        owner, _, name = str(node.target).rpartition(".")
+        value = getattr(root.get_submodule(owner), name)
+        return value.numel() if isinstance(value, nn.Parameter) else 0
+    return 0
+
+
+def _kind(root: nn.Module, node: fx.Node) -> str:
+    if node.op == "call_module":
+        return type(root.get_submodule(str(node.target))).__name__
+    if node.op == "get_attr":
+        return "Parameter"
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "operation")
+
+
+def _examples(
+    images: Split, classes: Sequence[str], names: Sequence[str], evaluation: Evaluation
+) -> dict[str, Any]:
+    """Images that left first with the highest scores, and images that stayed longest and went wrong."""
+    first = int(evaluation.exit_index.min())
+    wrong = (evaluation.predictions != evaluation.labels).double()
+    scores = evaluation.scores.double().nan_to_num(0.0)
+    easy = torch.where(evaluation.exit_index == first, scores, -torch.inf).argsort(descending=True)
+    hardness = evaluation.exit_index * 2 + wrong - scores.sigmoid()
+    hard = hardness.argsort(descending=True)
+
+    def example(row: int) -> dict[str, Any]:
+        score = float(evaluation.scores[row])
+        return {
+            "image": _data_uri(images, row),
+            "label": classes[int(evaluation.labels[row])],
+            "predicted": classes[int(evaluation.predictions[row])],
+            "exit": names[int(evaluation.exit_index[row])],
+            "score": None if math.isnan(score) else score,
+        }
+
+    return {
+        "easy": [example(int(row)) for row in easy[:_EXAMPLES]],
+        "hard": [example(int(row)) for row in hard[:_EXAMPLES]],
+    }
+
+
+def _data_uri(split: Split, row: int) -> str:
+    pixels = split.image(row)
+    array = pixels.permute(1, 2, 0).numpy() if pixels.shape[0] == 3 else pixels[0].numpy()
+    image = Image.fromarray(array)
+    image.thumbnail((96, 96))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,106 @@
+"""The plan: versioned JSON that says how a network was made, enough to make it again without a pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adaptify.errors import ModelError
+from adaptify.version import VERSION
+
+FORMAT = "adaptify.plan"
+PLAN_VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PlaceExit(_Part):
+    """Put an exit head at a site.
+
+    Attributes:
+        site: Name of the exit site.
+        channels: C of the tensor there; checked when the plan is carried out.
+        classes: M, the number of scores of the head.
+        pool: Side k of the k x k average that the head takes.
+    """
+
+    op: Literal["place_exit"] = "place_exit"
+    site: str
+    channels: int = Field(gt=0, le=1 << 20)
+    classes: int = Field(gt=0, le=1 << 24)
+    pool: int = Field(default=1, gt=0, le=64)
+
+
+class Source(_Part):
+    """The checkpoint that the network came from."""
+
+    checkpoint: str
+    sha256: str
+
+
+class Plan(_Part):
+    """How to make the network again, and what is known of it.
+
+    Attributes:
+        architecture: As `models.registry.Architecture.to_json` gives it.
+        steps: What is done to the traced network, in order.
+        policy: The policy at inference, or None for a static network.
+        frontier: Accuracy against MACs on the calibration samples.
+        calibration: Which samples the policy was chosen on, what was asked for and what came of it.
+        method: Name and options of the method.
+        source: Where the weights came from.
+        base_macs: MACs of the network before, for one sample.
+    """
+
+    format: Literal["adaptify.plan"] = "adaptify.plan"
+    version: Literal[1] = 1
+    adaptify: str = VERSION
+    architecture: dict[str, Any]
+    steps: tuple[PlaceExit, ...] = ()
+    policy: dict[str, Any] | None = None
+    frontier: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
+    method: dict[str, Any] | None = None
+    source: Source | None = None
+    base_macs: int | None = None
+
+    def dumps(self) -> str:
+        """The plan as JSON text."""
+        return self.model_dump_json()
+
+
+def parse_plan(text: str, source: str) -> Plan:
+    """Read a plan from JSON text.
+
+    Args:
+        text: The JSON.
+        source: What errors call it: the file it came from.
+
+    Raises:
+        ModelError: It is no plan, is damaged, or comes from a newer adaptify.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ModelError(f"the plan in {source} is not JSON: {error}", "The file is damaged.") from error
+    if not isinstance(value, Mapping) or value.get("format") != FORMAT:
+        raise ModelError(f"{source} holds no adaptify plan", "Name a model.safetensors that adaptify wrote.")
+    version = value.get("version")
+    if isinstance(version, int) and version > PLAN_VERSION:
+        raise ModelError(
+            f"{source} has plan version {version}; this adaptify reads version {PLAN_VERSION}",
+            f"Update adaptify: the file was written by version {value.get('adaptify', 'unknown')}.",
+        )
+    try:
+        return Plan.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(step) for step in first["loc"])
+        raise ModelError(
+            f"the plan in {source} is damaged at {where}: {first['msg']}", "Make it again."
+        ) from error

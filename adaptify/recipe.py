@@ -1,0 +1,248 @@
+"""Recipes: everything a run needs to be made again, as checked settings.
+
+A recipe is a YAML file with the sections below; `gates` and `train` are the method's own. Settings come
+from the defaults, then the file, then the command line's options, then its `key=value` words.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, create_model, model_validator
+
+from adaptify.errors import RecipeError, did_you_mean
+from adaptify.files import write_text
+from adaptify.methods.base import Section, find_method
+from adaptify.settings import CoreLoader
+
+
+class ModelSection(Section):
+    """Which network: the checkpoint, and its architecture where it cannot be found in the file."""
+
+    checkpoint: str
+    arch: str | None = None
+    arch_kwargs: dict[str, Any] = Field(default_factory=dict)
+    trust_pickle: bool = False
+
+
+class DataSection(Section):
+    """Which images, and how they are shown to the network.
+
+    Attributes:
+        source: FOLDER, `cifar10:FOLDER`, `cifar100:FOLDER`, `digits` or `fake:N`.
+        holdout: Part of the training images that only the policy is chosen on.
+        val_split: Part for reporting, for a folder without train/ and val/.
+        input_size: Height and width, or None for the architecture's own.
+        mean: Per channel, for pixels in [0, 1], or None for the architecture's own.
+        std: Likewise.
+    """
+
+    source: str
+    holdout: float = Field(default=0.1, gt=0, lt=1)
+    val_split: float | None = Field(default=None, gt=0, lt=1)
+    input_size: tuple[int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    workers: int | None = Field(default=None, ge=0)
+    skip_corrupt: bool = False
+
+
+class CalibrateSection(Section):
+    """What the policy is chosen for; without any of these, a drop of at most 0.5 points.
+
+    Attributes:
+        max_drop: Points of top-1 that may be lost.
+        max_macs: Fraction of the MACs that may be kept.
+        thresholds: One per exit; null for an exit never taken.
+    """
+
+    max_drop: float | None = None
+    max_macs: float | None = Field(default=None, gt=0)
+    thresholds: tuple[float | None, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> CalibrateSection:
+        if self.thresholds is not None and (self.max_drop is not None or self.max_macs is not None):
+            raise ValueError("thresholds by hand leave nothing to choose: drop max_drop and max_macs")
+        return self
+
+    def request(self) -> dict[str, Any]:
+        """What was asked for, the default filled in."""
+        asked = self.model_dump(exclude_none=True, mode="json")
+        return asked or {"max_drop": 0.5}
+
+
+class RunSection(Section):
+    """How the work is done.
+
+    Attributes:
+        device: auto, cpu, cuda or cuda:N.
+        batch_size: Images in a batch of the backbone.
+        seed: Seed of everything random.
+    """
+
+    device: str = "auto"
+    batch_size: int = Field(default=256, gt=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+
+
+class Recipe(Section):
+    """All settings of one run."""
+
+    version: Literal[1] = 1
+    method: str
+    model: ModelSection
+    data: DataSection
+    gates: SerializeAsAny[Section]
+    train: SerializeAsAny[Section]
+    calibrate: CalibrateSection = CalibrateSection()
+    run: RunSection = RunSection()
+
+
+def resolve(
+    method: str | None,
+    *,
+    file: str | os.PathLike[str] | None = None,
+    options: Mapping[str, Any] = {},
+    overrides: Mapping[str, Any] = {},
+) -> Recipe:
+    """Put the settings of a run together and check them.
+
+    Args:
+        method: Name of the method, or None to take the file's.
+        file: A recipe in YAML.
+        options: Dotted key -> value, from the command line's options.
+        overrides: Dotted key -> value, from its `key=value` words.
+
+    Raises:
+        RecipeError: An unknown key, a value of the wrong kind, or a file that is no recipe; it names
+            the place.
+        UsageError: The method is unknown.
+    """
+    settings, places = _read(Path(file)) if file is not None else ({}, {})
+    name = method or settings.get("method") or "dgate"
+    if not isinstance(name, str):
+        raise RecipeError(
+            f"{_place(('method',), places)}method is no name", "Write, for example: method: dgate"
+        )
+    schema = recipe_type(name)
+    settings["method"] = name
+    for source in (options, overrides):
+        for key, value in source.items():
+            _set(settings, key, value, schema)
+            places.pop(tuple(key.split(".")), None)
+    try:
+        return schema.model_validate(settings)
+    except ValidationError as error:
+        raise _explain(error, schema, places) from error
+
+
+def recipe_type(method: str) -> type[Recipe]:
+    """The schema of recipes for `method`."""
+    kind = find_method(method)
+    return create_model(
+        "Recipe", __base__=Recipe, gates=(kind.Gates, kind.Gates()), train=(kind.Train, kind.Train())
+    )
+
+
+def known_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    """All dotted keys of a schema."""
+    keys: list[str] = []
+    for name, field in schema.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML that `resolve` reads back to an equal one."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def write_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> None:
+    """Write `dump_recipe(recipe)` to `path`, atomically."""
+    write_text(path, dump_recipe(recipe))
+
+
+_Path = tuple[str, ...]
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[_Path, str]]:
+    """Settings of a YAML file, and for each key where it stands, as "file:line:column "."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        document = yaml.compose(text, Loader=CoreLoader)
+        settings = yaml.load(text, Loader=CoreLoader)
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {file}: {error.strerror}", "Check its name.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML text"
+        raise RecipeError(
+            f"{file}{where}: {problem}", "A recipe is YAML: key: value, indented by section."
+        ) from error
+    if not isinstance(settings, dict):
+        raise RecipeError(
+            f"{file} is no recipe: it holds no sections", "See the recipe.yaml of any run folder."
+        )
+    places: dict[_Path, str] = {}
+    _note_places(document, (), file, places)
+    return settings, places
+
+
+def _note_places(node: yaml.Node | None, path: _Path, file: Path, places: dict[_Path, str]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            mark = key.start_mark
+            here = (*path, str(key.value))
+            places[here] = f"{file}:{mark.line + 1}:{mark.column + 1} "
+            _note_places(value, here, file, places)
+
+
+def _place(path: _Path, places: Mapping[_Path, str]) -> str:
+    for length in range(len(path), 0, -1):
+        if path[:length] in places:
+            return places[path[:length]]
+    return ""
+
+
+def _set(settings: dict[str, Any], key: str, value: Any, schema: type[Recipe]) -> None:
+    *sections, last = key.split(".")
+    section = settings
+    for name in sections:
+        inner = section.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"{key}: unknown key{did_you_mean(key, known_keys(schema))}", "")
+        section = inner
+    section[last] = value
+
+
+def _explain(error: ValidationError, schema: type[Recipe], places: Mapping[_Path, str]) -> RecipeError:
+    first = error.errors(include_url=False)[0]
+    path = tuple(str(step) for step in first["loc"])
+    key = ".".join(path)
+    where = _place(path, places)
+    keys = known_keys(schema)
+    if first["type"] == "extra_forbidden":
+        siblings = [known for known in keys if known.split(".")[:-1] == list(path[:-1])] or keys
+        return RecipeError(
+            f"{where}{key}: unknown key{did_you_mean(key, siblings)}", f"There are: {', '.join(siblings)}."
+        )
+    if first["type"] == "missing":
+        return RecipeError(f"{where}{key} is missing", _MISSING.get(key, "Add it to the recipe."))
+    message = first["msg"].removeprefix("Value error, ")
+    given = f", got {first['input']!r}" if first["loc"] and first["type"] != "value_error" else ""
+    return RecipeError(f"{where}{key}: {message[:1].lower()}{message[1:]}{given}", "Correct the value.")
+
+
+_MISSING = {
+    "data.source": "Say which images: --data FOLDER, cifar10:FOLDER, digits or fake:N.",
+    "model.checkpoint": "Name the checkpoint: adaptify retrofit CKPT.",
+}

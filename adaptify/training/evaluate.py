@@ -1,0 +1,80 @@
+"""Running an adaptive network over a split, really skipping."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adaptify.data import Split
+from adaptify.progress import SILENT, Progress
+from adaptify.runtime.adaptive import AdaptiveModel
+from adaptify.runtime.policy import SCORES
+from adaptify.training.records import ExitRecords
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What became of each of N samples.
+
+    Attributes:
+        predictions: (N,) int64, class predicted where the sample left.
+        exit_index: (N,) int64, where it left (number of exits: the output).
+        scores: (N,) float32, how sure that exit was.
+        labels: (N,) int64.
+        seconds: Wall-clock time of the network alone, or None when it was not run.
+    """
+
+    predictions: Tensor
+    exit_index: Tensor
+    scores: Tensor
+    labels: Tensor
+    seconds: float | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1 accuracy in [0, 1]."""
+        return float((self.predictions == self.labels).double().mean())
+
+    def macs(self, exit_macs: tuple[int, ...]) -> Tensor:
+        """(N,) int64: MACs of each sample, given those of leaving at each exit."""
+        return torch.tensor(exit_macs)[self.exit_index]
+
+
+def evaluate(
+    model: AdaptiveModel,
+    split: Split,
+    *,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    progress: Progress = SILENT,
+) -> Evaluation:
+    """Run `model` (on `device`, in evaluation mode) over `split` under its policy."""
+    rate = SCORES[model.policy.score]
+    predictions, indices, scores = [], [], []
+    seconds = 0.0
+    with torch.inference_mode(), progress.stage("evaluate", total=len(split)) as stage:
+        for images, labels in split.batches(batch_size, device=device):
+            started = time.perf_counter()
+            outcome = model.run(images)
+            predictions.append(outcome.logits.argmax(1).cpu())
+            seconds += time.perf_counter() - started
+            indices.append(outcome.exit_index.cpu())
+            scores.append(rate(outcome.logits.float()).cpu())
+            stage.advance(len(labels))
+    return Evaluation(torch.cat(predictions), torch.cat(indices), torch.cat(scores), split.labels, seconds)
+
+
+def replay(records: ExitRecords, model: AdaptiveModel) -> Evaluation:
+    """What `evaluate` would find, told from the records of every exit, without running the network."""
+    index = records.exit_index(model.policy)
+    samples = torch.arange(len(index))
+    never = torch.full((1, len(index)), float("nan"))
+    return Evaluation(
+        records.predictions[index, samples],
+        index,
+        torch.cat([records.scores, never])[index, samples],
+        records.labels,
+    )

@@ -1,0 +1,91 @@
+"""What every exit says about every sample: all that calibration and reports need to know of a network."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from adaptify.errors import UsageError
+from adaptify.files import atomic_write
+from adaptify.runtime.policy import SCORES, ThresholdPolicy
+
+
+@dataclass(frozen=True)
+class ExitRecords:
+    """Scores and predictions of S exits and the output, for N samples, in the order of the split.
+
+    Attributes:
+        scores: (S, N) float32, how sure each exit is.
+        predictions: (S + 1, N) int64, the class each exit and (last) the output predicts.
+        labels: (N,) int64.
+    """
+
+    scores: Tensor
+    predictions: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, exits: list[Tensor], logits: Tensor, labels: Tensor, score: str) -> ExitRecords:
+        """Make records from each exit's logits (N, M), the output's logits (N, M) and the labels (N,)."""
+        rate = SCORES[score]
+        scores = [rate(item.float()) for item in exits]
+        return cls(
+            torch.stack(scores).cpu() if scores else torch.empty(0, len(labels)),
+            torch.stack([item.argmax(1) for item in [*exits, logits]]).cpu(),
+            labels.cpu(),
+        )
+
+    @property
+    def correct(self) -> Tensor:
+        """(S + 1, N) bool: whether each prediction is right."""
+        return self.predictions == self.labels
+
+    @property
+    def base_accuracy(self) -> float:
+        """Accuracy of the network without exits, in [0, 1]."""
+        return float(self.correct[-1].double().mean())
+
+    def exit_index(self, policy: ThresholdPolicy) -> Tensor:
+        """(N,) int64: the exit at which each sample leaves under `policy` (S: the output)."""
+        limits = torch.tensor(policy.thresholds, dtype=self.scores.dtype).unsqueeze(1)
+        leaves = torch.cat([self.scores >= limits, torch.ones(1, len(self.labels), dtype=torch.bool)])
+        return leaves.int().argmax(0)
+
+
+def save_records(records: dict[str, ExitRecords], path: str | os.PathLike[str]) -> None:
+    """Write the records of several splits into one safetensors file, atomically."""
+    tensors = {
+        f"{split}.{field}": getattr(item, field).contiguous()
+        for split, item in records.items()
+        for field in ("scores", "predictions", "labels")
+    }
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "adaptify.records", "version": "1"})
+
+
+def load_records(path: str | os.PathLike[str]) -> dict[str, ExitRecords]:
+    """Inverse of `save_records`.
+
+    Raises:
+        UsageError: The file is missing or damaged.
+    """
+    source = Path(path)
+    try:
+        tensors = load_file(source)
+        splits = {name.split(".")[0] for name in tensors}
+        return {
+            split: ExitRecords(
+                tensors[f"{split}.scores"], tensors[f"{split}.predictions"], tensors[f"{split}.labels"]
+            )
+            for split in splits
+        }
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UsageError(
+            f"cannot read the exit records {source}: {error}", "Make them again: `adaptify evaluate RUN`."
+        ) from error
