@@ -9,16 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adaptify.errors import ModelError
+
 
 def share_copy(model: nn.Module, convert: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> nn.Module:
-    """Copy the module tree of `model`; each tensor becomes `convert(tensor)` (itself by default)."""
+    """Copy the module tree of `model`; each tensor becomes `convert(tensor)` (itself by default).
+
+    Raises:
+        ModelError: Something in the tree cannot be copied.
+    """
     memo: dict[int, Any] = {}
     for tensor in _tensors(model):
         converted = convert(tensor)
         if isinstance(tensor, nn.Parameter) and not isinstance(converted, nn.Parameter):
             converted = nn.Parameter(converted, requires_grad=tensor.requires_grad)
         memo[id(tensor)] = converted
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied: {error}",
+            "Keep what cannot be copied (open files, locks, compiled code) out of the attributes of modules.",
+        ) from error
 
 
 def meta_copy(model: nn.Module) -> nn.Module:

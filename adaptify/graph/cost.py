@@ -85,6 +85,10 @@ def _attention(args: tuple[Any, ...], result: Any) -> int:
     return int(math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
 
 
+def _addmm_with_bias(args: tuple[Any, ...], result: Tensor) -> int:
+    return _addmm(args, result) + result.numel()
+
+
 def _numel(args: tuple[Any, ...], result: Tensor) -> int:
     return result.numel()
 
@@ -115,7 +119,8 @@ _MACS: dict[Any, Counter] = {
     aten._scaled_dot_product_fused_attention_overrideable: _attention,
 }
 
-_POOLING: dict[Any, Counter] = {
+_MSDNET: dict[Any, Counter] = {
+    aten.addmm: _addmm_with_bias,
     aten.relu: _numel,
     aten.relu_: _numel,
     aten.max_pool2d_with_indices: _window,
@@ -129,8 +134,9 @@ CONVENTIONS: Mapping[str, Mapping[Any, Counter]] = MappingProxyType(
         # Multiply-adds of convolutions, linear layers, matrix products and attention; biases, normalisation,
         # activations and pooling count nothing.
         "macs": _MACS,
-        # As in the MSDNet literature: in addition a ReLU counts its elements and pooling its window reads.
-        "msdnet": _MACS | _POOLING,
+        # As in the MSDNet literature: in addition a ReLU counts its elements, pooling its window reads and
+        # a linear layer its biases.
+        "msdnet": _MACS | _MSDNET,
     }
 )
 """Counting conventions by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import time
 
 import pytest
@@ -308,6 +309,13 @@ def test_optional_arguments_keep_their_defaults(images, run_graph):
     traced = trace(model, (3, 8, 8))
     assert [node.op for node in traced.graph.nodes].count("placeholder") == 1
     assert torch.equal(run_graph(traced, images), model(images))
+
+
+def test_model_that_cannot_be_copied_is_refused():
+    model = Net(nn.Identity())
+    model.middle.lock = threading.Lock()
+    with pytest.raises(ModelError, match=r"Net cannot be copied: .*lock"):
+        trace(model, (3, 8, 8))
 
 
 class WrongSize(Net):
