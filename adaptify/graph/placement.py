@@ -21,8 +21,8 @@ def default_exits(traced: Traced, cost: CostModel, sites: Sequence[ExitSite]) ->
     """Choose the sites at the stage ends, the last stage left out.
 
     A stage is a run of sites with the same number of positions. Its end is the last output of one of the
-    network's outermost modules (a layer, a block), or else the last site. A network that never shrinks
-    (ViT) gets three exits that part its MACs evenly.
+    network's outermost modules (a layer, a block), or else its last outermost site. A network that never
+    shrinks (ViT) gets three exits that part its MACs evenly.
     """
     stages = _stages([site for site in sites if site.positions > 1])
     ends = [_end(stage) for stage in stages[:-1]]
@@ -48,10 +48,10 @@ def _stages(sites: Sequence[ExitSite]) -> list[list[ExitSite]]:
 
 
 def _end(stage: Sequence[ExitSite]) -> ExitSite:
-    outputs = [site for site in stage if site.is_module_output]
-    # Among module outputs the outermost count: an expansion inside a block is not the end of a stage.
-    depth = min((site.name.count(".") for site in outputs), default=0)
-    return [site for site in outputs or stage if not outputs or site.name.count(".") == depth][-1]
+    candidates = [site for site in stage if site.is_module_output] or stage
+    # The outermost count: an expansion inside a block is not the end of a stage.
+    depth = min(site.name.count(".") for site in candidates)
+    return [site for site in candidates if site.name.count(".") == depth][-1]
 
 
 def _layers_between(traced: Traced, cost: CostModel, start: str | None, end: str) -> int:

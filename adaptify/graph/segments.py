@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,8 +43,11 @@ def cut(graph: fx.Graph, after: Sequence[fx.Node]) -> tuple[Segment, ...]:
     wanted = nodes[-1].all_input_nodes
     segments: list[Segment] = []
     # From the last segment to the first, since what a segment needs is what the one before must give.
-    for start in reversed([-1, *(order[node] for node in after)]):
-        needed, inputs = _closure(wanted, order, start)
+    ends = [-1, *(order[node] for node in after), len(nodes) - 1]
+    for start, end in reversed(list(itertools.pairwise(ends))):
+        # What nobody reads may change a tensor in place (`x.relu_()`), so it runs where it stands.
+        unread = [node for node in nodes[start + 1 : end] if not node.users and node.op != "placeholder"]
+        needed, inputs = _closure([*wanted, *unread], order, start)
         segments.append(_segment(needed, inputs, wanted, result))
         result, wanted = tuple(inputs), inputs
     return tuple(reversed(segments))

@@ -173,8 +173,8 @@ def _residual_block(before: Cut, after: Cut, cost: CostModel) -> BlockSite | Non
     addition = after.node
     if addition.target not in _ADDITIONS:
         return None
-    operands = [argument for argument in addition.args if isinstance(argument, fx.Node)]
-    if len(operands) != 2 or operands[0] is operands[1]:
+    operands = addition.all_input_nodes
+    if len(operands) != 2 or "alpha" in addition.kwargs:
         return None
     if any(operand.meta["shape"] != addition.meta["shape"] for operand in operands):
         return None

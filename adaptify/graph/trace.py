@@ -272,7 +272,7 @@ def _path(node: fx.Node) -> str:
 
 def _name_nodes(graph: fx.Graph) -> None:
     """Give each node its path and a qualified name that does not depend on the rest of the graph."""
-    seen: dict[str, int] = {}
+    taken: set[str] = set()
     for node in graph.nodes:
         path = _path(node)
         node.meta["path"] = path
@@ -282,9 +282,9 @@ def _name_nodes(graph: fx.Graph) -> None:
             target = node.target
             operation = target if isinstance(target, str) else getattr(target, "__name__", node.name)
             name = f"{path}.{operation}" if path and node.op != "get_attr" else operation
-        count = seen.get(name, 0)
-        seen[name] = count + 1
-        node.meta["name"] = f"{name}_{count}" if count else name
+        numbered = (f"{name}_{count}" for count in itertools.count(1))
+        node.meta["name"] = next(free for free in itertools.chain([name], numbered) if free not in taken)
+        taken.add(node.meta["name"])
 
 
 def _drop_checks(graph: fx.Graph) -> None:
