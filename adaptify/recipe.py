@@ -6,18 +6,28 @@ from the defaults, then the file, then the command line's options, then its `key
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    PositiveInt,
+    SerializeAsAny,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from adaptify.errors import RecipeError, did_you_mean
 from adaptify.files import write_text
 from adaptify.methods.base import Section, find_method
-from adaptify.settings import CoreLoader
+from adaptify.settings import CoreDumper, CoreLoader
 
 
 class ModelSection(Section):
@@ -44,7 +54,7 @@ class DataSection(Section):
     source: str
     holdout: float = Field(default=0.1, gt=0, lt=1)
     val_split: float | None = Field(default=None, gt=0, lt=1)
-    input_size: tuple[int, int] | None = None
+    input_size: tuple[PositiveInt, PositiveInt] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     workers: int | None = Field(default=None, ge=0)
@@ -60,9 +70,16 @@ class CalibrateSection(Section):
         thresholds: One per exit; null for an exit never taken.
     """
 
-    max_drop: float | None = None
-    max_macs: float | None = Field(default=None, gt=0)
+    max_drop: float | None = Field(default=None, allow_inf_nan=False)
+    max_macs: float | None = Field(default=None, gt=0, le=2)
     thresholds: tuple[float | None, ...] | None = None
+
+    @field_validator("thresholds")
+    @classmethod
+    def _never(cls, value: tuple[float | None, ...] | None) -> tuple[float | None, ...] | None:
+        if value is not None and any(item is not None and math.isnan(item) for item in value):
+            raise ValueError("a threshold is not a number")
+        return value and tuple(None if item == math.inf else item for item in value)
 
     @model_validator(mode="after")
     def _one_way(self) -> CalibrateSection:
@@ -134,7 +151,7 @@ def resolve(
     for source in (options, overrides):
         for key, value in source.items():
             _set(settings, key, value, schema)
-            places.pop(tuple(key.split(".")), None)
+            places[tuple(key.split("."))] = ""  # it does not come from the file
     try:
         return schema.model_validate(settings)
     except ValidationError as error:
@@ -162,7 +179,7 @@ def known_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML that `resolve` reads back to an equal one."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=CoreDumper, sort_keys=False, allow_unicode=True)
 
 
 def write_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> None:
@@ -194,7 +211,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[_Path, str]]:
         )
     places: dict[_Path, str] = {}
     _note_places(document, (), file, places)
-    return settings, places
+    return {key: value for key, value in settings.items() if value is not None}, places
 
 
 def _note_places(node: yaml.Node | None, path: _Path, file: Path, places: dict[_Path, str]) -> None:
@@ -219,7 +236,8 @@ def _set(settings: dict[str, Any], key: str, value: Any, schema: type[Recipe]) -
     for name in sections:
         inner = section.setdefault(name, {})
         if not isinstance(inner, dict):
-            raise RecipeError(f"{key}: unknown key{did_you_mean(key, known_keys(schema))}", "")
+            near = did_you_mean(key, known_keys(schema))
+            raise RecipeError(f"{key}: unknown key{near}", f"'{name}' has no keys of its own.")
         section = inner
     section[last] = value
 
@@ -231,9 +249,12 @@ def _explain(error: ValidationError, schema: type[Recipe], places: Mapping[_Path
     where = _place(path, places)
     keys = known_keys(schema)
     if first["type"] == "extra_forbidden":
-        siblings = [known for known in keys if known.split(".")[:-1] == list(path[:-1])] or keys
+        level = len(path)
+        split = [known.split(".") for known in keys]
+        siblings = dict.fromkeys(".".join(k[:level]) for k in split if k[: level - 1] == list(path[:-1]))
         return RecipeError(
-            f"{where}{key}: unknown key{did_you_mean(key, siblings)}", f"There are: {', '.join(siblings)}."
+            f"{where}{key}: unknown key{did_you_mean(key, siblings or keys)}",
+            f"There are: {', '.join(siblings or keys)}.",
         )
     if first["type"] == "missing":
         return RecipeError(f"{where}{key} is missing", _MISSING.get(key, "Add it to the recipe."))

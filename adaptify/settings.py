@@ -21,6 +21,10 @@ class CoreLoader(yaml.SafeLoader):
     """PyYAML's safe loader with the scalars of the YAML 1.2 core schema."""
 
 
+class CoreDumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which also puts quotes around texts that `CoreLoader` would read otherwise."""
+
+
 def _int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     return int(loader.construct_scalar(node))  # YAML 1.1 reads 010 as eight
 
@@ -31,6 +35,9 @@ def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
 
 # Resolvers are looked up by the first character of a scalar; none of YAML 1.1's stay.
 CoreLoader.yaml_implicit_resolvers = {}
+CoreDumper.yaml_implicit_resolvers = {
+    first: list(resolvers) for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()
+}
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -38,7 +45,8 @@ for _tag, _pattern, _first in (
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
     ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
 ):
-    CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+    for _class in (CoreLoader, CoreDumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 CoreLoader.add_constructor("tag:yaml.org,2002:int", _int)
 CoreLoader.add_constructor("tag:yaml.org,2002:float", _float)
 

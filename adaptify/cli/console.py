@@ -37,14 +37,17 @@ class Console:
             self._progress = BarProgress() if sys.stderr.isatty() else LineProgress()
 
     def show(self, *renderables: RenderableType) -> None:
-        """Print the result for people (tables, text) on stdout; nothing when stdout is JSON."""
+        """Print the result for people on stdout; nothing when stdout is JSON.
+
+        Tables and rich text are fitted to the terminal; plain strings are printed as they are.
+        """
         if self.json:
             return
         from rich.console import Console as RichConsole
 
         console = RichConsole(highlight=False, markup=False, emoji=False)
         for renderable in renderables:
-            console.print(renderable)
+            console.print(renderable, soft_wrap=isinstance(renderable, str))
 
     def data(self, value: Any) -> None:
         """Print the result for programs on stdout, if `--json` asked for it."""

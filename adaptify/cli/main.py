@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from adaptify.cli import boundary, env, report
+from adaptify.cli import boundary, calibrate, demo, env, evaluate, inspect, report, retrofit
 from adaptify.errors import UsageError, did_you_mean
 from adaptify.version import VERSION
 
@@ -81,6 +81,11 @@ def _adaptify(
 
 
 # In the order in which they are used; `--help` lists them so.
+app.command("demo")(demo.demo)
+app.command("inspect")(inspect.inspect)
+app.command("retrofit")(retrofit.retrofit)
+app.command("calibrate")(calibrate.calibrate)
+app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("env")(env.env)
 

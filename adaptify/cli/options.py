@@ -2,7 +2,9 @@
 
 Use them as annotations; the default stands in the command's signature:
 
-    def evaluate(run: Run = None, data: Data = None, device: Device = "auto", json: Json = False) -> None: ...
+    def evaluate(target: Target = None, data: Data = None, json: Json = False) -> None: ...
+
+Options that a recipe knows too are `None` unless they are given, so that they leave a recipe alone.
 """
 
 from __future__ import annotations
@@ -19,7 +21,25 @@ Checkpoint = Annotated[
     typer.Argument(
         metavar="CKPT",
         show_default=False,
-        help="Checkpoint of the pretrained network: .pt .pth .th .bin .ckpt .safetensors.",
+        help="Checkpoint of the pretrained network: .pt .pth .th .bin .ckpt .safetensors; or a run folder.",
+    ),
+]
+RecipeCheckpoint = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="CKPT",
+        show_default=False,
+        help="Checkpoint of the pretrained network: .pt .pth .th .bin .ckpt .safetensors. "
+        "Without one: the recipe's.",
+    ),
+]
+Target = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="TARGET",
+        show_default=False,
+        help="Run folder, artifact (model.safetensors) or plain checkpoint. "
+        "Without one: the newest run in runs/.",
     ),
 ]
 Run = Annotated[
@@ -31,7 +51,7 @@ Overrides = Annotated[
     typer.Argument(
         metavar="KEY=VALUE",
         show_default=False,
-        help="Settings that override the recipe, as in train.lr=0.01.",
+        help="Settings that override recipe and options, as in train.lr=0.01.",
     ),
 ]
 Arch = Annotated[
@@ -53,7 +73,16 @@ TrustPickle = Annotated[
     bool,
     typer.Option(
         "--trust-pickle",
-        help="Load whole pickled modules. This runs code from the file: only if you trust it.",
+        "--trust-code",
+        help="Load whole pickled modules, and networks built by code of your own. "
+        "This runs code that the file names: only if you trust it.",
+    ),
+]
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code",
+        help="Load networks built by code of your own. This runs that code: only if you trust it.",
     ),
 ]
 
@@ -75,17 +104,18 @@ ValSplit = Annotated[
         metavar="FRACTION",
         min=0.0,
         max=1.0,
-        help="Part of a folder without train/ and val/ on which results are reported.",
+        help="Part of a folder without train/ and val/ on which results are reported. Default: 0.2.",
     ),
 ]
 Holdout = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--holdout",
         metavar="FRACTION",
         min=0.0,
         max=1.0,
-        help="Part of the training images that is kept out of training, to choose the operating point on.",
+        help="Part of the training images that is kept out of training, to choose the operating point on. "
+        "Default: 0.1.",
     ),
 ]
 InputSize = Annotated[
@@ -103,7 +133,10 @@ Std = Annotated[
     typer.Option("--std", metavar="S,S,S", help="Standard deviation per channel, in [0, 1]."),
 ]
 BatchSize = Annotated[
-    int, typer.Option("--batch-size", metavar="N", min=1, help="Images per batch: less takes less memory.")
+    int | None,
+    typer.Option(
+        "--batch-size", metavar="N", min=1, help="Images per batch: less takes less memory. Default: 256."
+    ),
 ]
 Workers = Annotated[
     int | None,
@@ -111,11 +144,30 @@ Workers = Annotated[
         "--workers", metavar="N", min=0, help="Processes that decode images. Without it: by the cores."
     ),
 ]
+SkipCorrupt = Annotated[
+    bool, typer.Option("--skip-corrupt", help="Leave unreadable images out, instead of refusing the data.")
+]
 
 # --- Method and target ---
 
 Method = Annotated[
-    str, typer.Option("--method", "-m", metavar="METHOD", help="The method to place gates by.")
+    str | None,
+    typer.Option(
+        "--method",
+        "-m",
+        metavar="METHOD",
+        help="The method. Default: the recipe's, or dgate.",
+    ),
+]
+Recipe = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe",
+        "-r",
+        metavar="RECIPE",
+        help="Settings to start from: a YAML file, as recipe.yaml in any run folder, or the name of a recipe "
+        "that comes with adaptify, as dgate/resnet56_cifar10. Options come on top.",
+    ),
 ]
 Sites = Annotated[
     str | None,
@@ -160,11 +212,13 @@ Output = Annotated[
         "--output", "-o", metavar="FOLDER", help="Run folder to write. Without it: runs/<model>-<method>-NNN."
     ),
 ]
-Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
-Seed = Annotated[
-    int, typer.Option("--seed", metavar="N", help="Same seed, same result: splits, shuffling, weights.")
+Device = Annotated[
+    str | None,
+    typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N. Default: auto."),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")]
+_SEED = typer.Option("--seed", metavar="N", min=0, help="Same seed, same result: splits, shuffling, weights.")
+Seed = Annotated[int, _SEED]
+RecipeSeed = Annotated[int | None, _SEED]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show what would be done (sites, costs, settings), and do no work.")

@@ -38,6 +38,26 @@ def find_run(given: Path | None, *, holding: str, runs: Path = RUNS) -> Path:
     return folder
 
 
+def find_target(given: Path | None, *, holding: str = "model.safetensors", runs: Path = RUNS) -> Path:
+    """Return what was named to be run: a run folder, or a file that is in none.
+
+    Args:
+        given: A run folder, the name of one in `runs`, or a file; `None`: the newest run.
+        holding: Name of the file that a run must have.
+        runs: Folder of all runs.
+
+    Raises:
+        UsageError: There is no such file or run.
+    """
+    if given is None or given.is_dir() or (not given.exists() and (runs / given).is_dir()):
+        return find_run(given, holding=holding, runs=runs)
+    if not given.exists():
+        siblings = given.parent.iterdir() if given.parent.is_dir() else ()
+        near = did_you_mean(given.name, [entry.name for entry in (*siblings, *_runs(runs))])
+        raise UsageError(f"there is no file or run '{given}'{near}", "Name a run folder, or a checkpoint.")
+    return given
+
+
 def _newest(holding: str, runs: Path) -> Path:
     finished = [run for run in _runs(runs) if (run / holding).is_file()]
     if not finished:

@@ -79,10 +79,11 @@ def calibrate(
         notes=before.notes,
     )
     if not dry_run:
-        artifact.save(model, run / folder.MODEL)
-        write_recipe(recipe, run / folder.RECIPE)
-        write_report(report, run / folder.REPORT)
-        write_html(report, run / folder.PAGE)
+        with folder.changed_run(run) as work:
+            artifact.save(model, work / folder.MODEL)
+            write_recipe(recipe, work / folder.RECIPE)
+            write_report(report, work / folder.REPORT)
+            write_html(report, work / folder.PAGE)
     return Calibrated(run, before, report)
 
 

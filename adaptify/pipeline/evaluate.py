@@ -133,7 +133,14 @@ def _open(
     target: Path, model: ModelSection | None, data: DataSection, trust_code: bool
 ) -> tuple[AdaptiveModel, InputSpec]:
     if target.is_dir() or artifact.is_artifact(target):
-        spec = input_spec(Architecture.from_json(artifact.read_plan(target).architecture).input, data)
+        made_for = Architecture.from_json(artifact.read_plan(target).architecture).input
+        spec = input_spec(made_for, data)
+        if spec.shape != made_for.shape:
+            raise UsageError(
+                f"{target} is made for images of {made_for.height}x{made_for.width}, "
+                f"not {spec.height}x{spec.width}",
+                "Leave --input-size out: images are scaled.",
+            )
         return artifact.load(target, trust_code=trust_code), spec
     network = open_network(model or ModelSection(checkpoint=str(target)), data)
     return AdaptiveModel(network.traced).eval(), network.architecture.input

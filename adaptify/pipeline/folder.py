@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -42,20 +43,55 @@ def new_run(stem: str, *, output: Path | None = None, force: bool = False) -> It
         force: Replace `output` if it is there.
 
     Raises:
-        UsageError: `output` is there already, or cannot be made.
+        UsageError: `output` is there already, is something else than a run, or cannot be made.
     """
-    if output is not None and output.exists() and not force:
-        raise UsageError(
-            f"{output} is there already", "Choose another --output, or overwrite it with --force."
-        )
+    check_output(output, force=force)
     run = _reserve(stem, output)
+    old = run.final.with_name(f".{run.final.name}.old")
     try:
         yield run
         if force and run.final.exists():
-            shutil.rmtree(run.final)
+            shutil.rmtree(old, ignore_errors=True)
+            run.final.rename(old)
         run.work.rename(run.final)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(run.work, ignore_errors=True)
+
+
+def check_output(output: Path | None, *, force: bool) -> None:
+    """Make sure that `output` can become a run folder, before the work.
+
+    Raises:
+        UsageError: It is there already, and `force` is not given or it is no run that may be replaced.
+    """
+    if output is None or not output.exists():
+        return
+    if not force:
+        raise UsageError(
+            f"{output} is there already", "Choose another --output, or overwrite it with --force."
+        )
+    if not output.is_dir() or (any(output.iterdir()) and not (output / RECIPE).is_file()):
+        raise UsageError(
+            f"{output} is no run folder, and --force overwrites nothing else", "Choose another --output."
+        )
+
+
+@contextmanager
+def changed_run(run: Path) -> Iterator[Path]:
+    """Yield a hidden folder; when the block succeeds, the files in it replace those of `run`.
+
+    A full disk is met while they are written, and leaves the run as it was.
+    """
+    work = run / ".part"
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir()
+        yield work
+        for file in sorted(work.iterdir()):
+            os.replace(file, run / file.name)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _reserve(stem: str, output: Path | None) -> NewRun:

@@ -45,6 +45,7 @@ class Inspection:
         modules: All modules that run, in the order of the tree.
         exits: Where samples can leave.
         default_exits: Names of the exits that are placed unless others are named.
+        placed: Exits that the network has already, and their thresholds (None: never taken).
         blocks: The residual blocks.
         notes: What loading and tracing had to decide.
     """
@@ -58,6 +59,7 @@ class Inspection:
     modules: tuple[ModuleFacts, ...]
     exits: tuple[ExitSite, ...]
     default_exits: tuple[str, ...]
+    placed: dict[str, float | None]
     blocks: tuple[BlockSite, ...]
     notes: tuple[str, ...]
 
@@ -80,6 +82,7 @@ def inspect(network: Network) -> Inspection:
         modules=_modules(network),
         exits=exits,
         default_exits=tuple(site.name for site in default_exits(traced, cost, exits)),
+        placed=dict(network.placed),
         blocks=find_blocks(traced, cost),
         notes=network.notes,
     )

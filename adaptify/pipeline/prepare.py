@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -34,6 +35,8 @@ class Network:
         cost: Its MACs.
         source: The file and its hash.
         notes: What loading and tracing had to decide.
+        placed: Exits that the file has already, which are not part of the graph: site -> threshold (None:
+            never taken).
     """
 
     architecture: Architecture
@@ -41,6 +44,7 @@ class Network:
     cost: CostModel
     source: Source
     notes: tuple[str, ...]
+    placed: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def open_network(model: ModelSection, data: DataSection | None = None) -> Network:
@@ -121,8 +125,10 @@ def _open_artifact(model: ModelSection, data: DataSection | None) -> Network:
     plan = artifact.read_plan(model.checkpoint)
     made = artifact.load(model.checkpoint, trust_code=model.trust_pickle)
     source = Source(checkpoint=model.checkpoint, sha256=sha256(artifact.artifact_path(model.checkpoint)))
-    notes = ("the gates of the artifact are left out: new ones take their place",) if made.exits else ()
-    return _network(made.backbone().root, Architecture.from_json(plan.architecture), source, notes, data)
+    architecture = Architecture.from_json(plan.architecture)
+    network = _network(made.backbone().root, architecture, source, (), data)
+    limits = (limit if math.isfinite(limit) else None for limit in made.policy.thresholds)
+    return replace(network, placed=dict(zip((item.site.name for item in made.exits), limits, strict=True)))
 
 
 def _network(

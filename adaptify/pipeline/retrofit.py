@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adaptify import artifact
 from adaptify.environment import describe_environment
-from adaptify.errors import TargetError
+from adaptify.errors import TargetError, UsageError
 from adaptify.files import write_text
 from adaptify.methods import FitContext
 from adaptify.pipeline import folder
@@ -29,7 +29,7 @@ from adaptify.pipeline.prepare import (
 from adaptify.pipeline.reporting import build_report
 from adaptify.plan import PlaceExit
 from adaptify.progress import SILENT, Progress
-from adaptify.recipe import Recipe, write_recipe
+from adaptify.recipe import CalibrateSection, Recipe, write_recipe
 from adaptify.report.html import write_html
 from adaptify.report.schema import Report, write_report
 from adaptify.runtime.adaptive import AdaptiveModel
@@ -71,6 +71,7 @@ def preview(recipe: Recipe) -> Preview:
     network = open_network(recipe.model, recipe.data)
     steps = make_method(recipe).place(network.traced, network.cost, classes_of(network))
     model = AdaptiveModel(network.traced, artifact.place_exits(network.traced, steps)).eval()
+    _check_target(recipe.calibrate, model)
     return Preview(network, steps, model)
 
 
@@ -85,9 +86,12 @@ def retrofit(
         AdaptifyError: As each stage does; then no folder is left behind.
     """
     started = time.perf_counter()
+    folder.check_output(output, force=force)
     device = pick_device(recipe.run.device)
     before = preview(recipe)
     network, model = before.network, before.model
+    if network.placed:
+        progress.note("the exits that the network has are left out: new ones take their place")
     for note in network.notes:
         progress.note(note)
     data = open_recipe_data(recipe, network.architecture.input, model.num_classes, progress=progress)
@@ -137,6 +141,23 @@ def retrofit(
 def peak_memory() -> int:
     """Largest resident size of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _check_target(target: CalibrateSection, model: AdaptiveModel) -> None:
+    """Refuse before the work what no training can reach."""
+    if target.thresholds is not None and len(target.thresholds) != len(model.exits):
+        names = ", ".join(item.site.name for item in model.exits)
+        raise UsageError(
+            f"{len(target.thresholds)} thresholds for {len(model.exits)} exits",
+            f"Give one per exit, in order: {names}.",
+        )
+    cheapest = model.exit_macs()[0] / model.cost.total
+    if target.max_macs is not None and target.max_macs < cheapest:
+        raise TargetError(
+            f"{target.max_macs:.1%} of the MACs cannot be reached: "
+            f"the first exit, {model.exits[0].site.name}, is at {cheapest:.1%}",
+            "Ask for more MACs, or put an exit earlier in the network with --sites.",
+        )
 
 
 def _check_skipping(differing: Tensor, run: Path) -> None:

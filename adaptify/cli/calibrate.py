@@ -1,0 +1,55 @@
+"""`adaptify calibrate`: choose another operating point of a finished run."""
+
+from __future__ import annotations
+
+from adaptify.cli.options import DryRun, Json, MaxDrop, MaxMacs, Quiet, Run, Thresholds, TrustCode, Verbose
+
+
+def calibrate(
+    run: Run = None,
+    max_drop: MaxDrop = None,
+    max_macs: MaxMacs = None,
+    thresholds: Thresholds = None,
+    dry_run: DryRun = False,
+    trust_code: TrustCode = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Choose again between accuracy and compute, without training.
+
+    The thresholds are chosen from the scores that the exits gave on the held-out images; the network is
+    not run. Model, recipe and report of the run are brought up to date.
+
+    \b
+    Examples:
+      adaptify calibrate --max-drop 1.0
+      adaptify calibrate runs/resnet56-dgate-001 --max-macs 0.6 --dry-run
+      adaptify calibrate --thresholds 1.2,never
+    """
+    from adaptify.cli import values
+    from adaptify.cli.console import Console
+    from adaptify.cli.runs import find_run
+    from adaptify.cli.tables import changes
+    from adaptify.errors import UsageError
+    from adaptify.pipeline import folder
+    from adaptify.pipeline.calibrate import calibrate as work
+
+    console = Console(json=json, quiet=quiet, verbose=verbose)
+    request = values.request_of(max_drop, max_macs, thresholds)
+    if not request:
+        raise UsageError(
+            "nothing to choose the thresholds by",
+            "Give --max-drop 0.5 (points of accuracy to lose at most), --max-macs 0.6 (part of the MACs to "
+            "keep at most)\nor --thresholds 1.2,never (one per exit).",
+        )
+    found = find_run(run, holding=folder.REPORT)
+    if run is None:
+        console.say(f"run: {found}")
+    done = work(found, request, dry_run=dry_run, trust_code=trust_code, progress=console)
+    console.data({**done.report.to_json(), "run": str(found)})
+    console.show(*changes(done.before, done.report))
+    if dry_run:
+        console.say("dry run: the run is as it was")
+    else:
+        console.say(f"page: {found / folder.PAGE}")

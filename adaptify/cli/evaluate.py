@@ -1,0 +1,116 @@
+"""`adaptify evaluate`: run a network over test images, really skipping."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from adaptify.cli.options import (
+    Arch,
+    ArchKwargs,
+    BatchSize,
+    Data,
+    Device,
+    InputSize,
+    Json,
+    Mean,
+    Quiet,
+    SkipCorrupt,
+    Std,
+    Target,
+    TrustPickle,
+    ValSplit,
+    Verbose,
+    Workers,
+)
+
+if TYPE_CHECKING:
+    from adaptify.pipeline.evaluate import Result
+
+
+def evaluate(
+    target: Target = None,
+    data: Data = None,
+    val_split: ValSplit = None,
+    input_size: InputSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    skip_corrupt: SkipCorrupt = False,
+    device: Device = None,
+    arch: Arch = None,
+    arch_kwargs: ArchKwargs = None,
+    trust_pickle: TrustPickle = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Run a network over test images, and measure it.
+
+    Accuracy, MACs and images per second; what leaves at an exit is really left out of the rest. A run
+    knows the data it was made with; for everything else, say --data.
+
+    \b
+    Examples:
+      adaptify evaluate
+      adaptify evaluate runs/resnet56-dgate-001 --data other-images --batch-size 1
+      adaptify evaluate model.safetensors --data images --device cuda
+      adaptify evaluate resnet56.th --data cifar10:data
+    """
+    from adaptify.cli import values
+    from adaptify.cli.console import Console
+    from adaptify.cli.runs import find_target
+    from adaptify.cli.tables import evaluation
+    from adaptify.errors import UsageError
+    from adaptify.pipeline import folder
+    from adaptify.pipeline.evaluate import evaluate_target
+    from adaptify.recipe import resolve
+    from adaptify.runtime.allocator import keep_freed_memory
+
+    console = Console(json=json, quiet=quiet, verbose=verbose)
+    found = find_target(target)
+    if target is None:
+        console.say(f"run: {found}")
+    recipe = found / folder.RECIPE
+    known = recipe.is_file()
+    if not known and data is None:
+        raise UsageError(f"no data to evaluate {found} on", "Say which images: --data FOLDER.")
+    model = values.model_settings(
+        checkpoint=str(found), arch=arch, arch_kwargs=arch_kwargs, trust_pickle=trust_pickle
+    )
+    images = values.data_settings(
+        data=data,
+        val_split=val_split,
+        input_size=input_size,
+        mean=mean,
+        std=std,
+        workers=workers,
+        skip_corrupt=skip_corrupt,
+    )
+    running = values.given({"run.batch_size": batch_size, "run.device": device})
+    if data is not None:  # how the run's own data were split says nothing about others
+        images = {"data.val_split": None, "data.skip_corrupt": False, **images}
+    settings = resolve(None, file=recipe if known else None, options={**model, **images, **running})
+    keep_freed_memory()
+    result = evaluate_target(
+        found,
+        model=settings.model,
+        data=settings.data,
+        batch_size=settings.run.batch_size,
+        device=settings.run.device,
+        trust_code=trust_pickle,
+        progress=console,
+    )
+    console.data(_facts(result))
+    console.show(*evaluation(result))
+
+
+def _facts(result: Result) -> dict[str, Any]:
+    return {
+        "format": "adaptify.evaluation",
+        "version": 1,
+        **asdict(result),
+        "kept": result.macs / result.base_macs,
+        "images_per_second": result.samples / result.seconds if result.seconds else None,
+    }

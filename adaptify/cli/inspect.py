@@ -1,0 +1,84 @@
+"""`adaptify inspect`: what is in a network, and where gates can go."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from adaptify.cli.options import Arch, ArchKwargs, Checkpoint, InputSize, Json, Quiet, TrustPickle, Verbose
+
+if TYPE_CHECKING:
+    from adaptify.pipeline.inspect import Inspection
+    from adaptify.recipe import ModelSection
+
+
+def inspect(
+    checkpoint: Checkpoint,
+    depth: Annotated[
+        int | None,
+        typer.Option(
+            "--depth",
+            metavar="N",
+            min=0,
+            help="Levels of modules to show. Default: what fits in 60 lines.",
+        ),
+    ] = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="List every place for an exit, and every residual block.")
+    ] = False,
+    arch: Arch = None,
+    arch_kwargs: ArchKwargs = None,
+    input_size: InputSize = None,
+    trust_pickle: TrustPickle = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Show what is in a network, and where gates can go.
+
+    Modules with the shape of their output, parameters and MACs; the exit sites, with the MACs that are
+    spent up to each; the residual blocks.
+
+    \b
+    Examples:
+      adaptify inspect resnet56.th
+      adaptify inspect model.pth --arch timm:convnext_atto --depth 3 --all
+      adaptify inspect runs/resnet56-dgate-001
+      adaptify inspect model.pth --json | jq .exits
+    """
+    from adaptify.cli import values
+    from adaptify.cli.console import Console
+    from adaptify.cli.inspect_tables import inspection
+    from adaptify.cli.runs import find_target
+    from adaptify.pipeline.inspect import inspect as work
+    from adaptify.pipeline.prepare import open_network
+    from adaptify.recipe import DataSection, ModelSection
+
+    console = Console(json=json, quiet=quiet, verbose=verbose)
+    model = ModelSection(
+        checkpoint=str(find_target(checkpoint)),
+        arch=arch,
+        arch_kwargs=values.json_object(arch_kwargs, "--arch-kwargs") or {},
+        trust_pickle=trust_pickle,
+    )
+    size = values.size(input_size, "--input-size")
+    # Of the data only the size of an image matters here.
+    data = DataSection(source="", input_size=(size[0], size[1]) if size else None)
+    facts = work(open_network(model, data))
+    for note in facts.notes:
+        console.note(note)
+    console.data(facts.to_json())
+    console.show(*inspection(facts, depth, all_))
+    console.say(f"\nnext:\n  {_next(facts, model)}")
+
+
+def _next(facts: Inspection, model: ModelSection) -> str:
+    """The command to run next, as it would be typed."""
+    if facts.placed:
+        return shlex.join(["adaptify", "calibrate", model.checkpoint, "--max-drop", "1.0"])
+    words = ["adaptify", "retrofit", model.checkpoint]
+    words += ["--arch", model.arch] if model.arch else []
+    words += ["--trust-pickle"] if model.trust_pickle else []
+    return f"{shlex.join(words)} --data FOLDER --max-drop 0.5"

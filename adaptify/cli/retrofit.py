@@ -1,0 +1,224 @@
+"""`adaptify retrofit`: put gates into a pretrained network and train them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptify.cli.options import (
+    Arch,
+    ArchKwargs,
+    BatchSize,
+    Data,
+    Device,
+    DryRun,
+    Force,
+    Holdout,
+    InputSize,
+    Json,
+    MaxDrop,
+    MaxMacs,
+    Mean,
+    Method,
+    Output,
+    Overrides,
+    Quiet,
+    Recipe,
+    RecipeCheckpoint,
+    RecipeSeed,
+    Sites,
+    SkipCorrupt,
+    Std,
+    Thresholds,
+    TrustPickle,
+    ValSplit,
+    Verbose,
+    Workers,
+)
+
+if TYPE_CHECKING:
+    from adaptify.cli.console import Console
+    from adaptify.recipe import Recipe as Settings
+    from adaptify.runtime.adaptive import AdaptiveModel
+
+
+def retrofit(
+    checkpoint: RecipeCheckpoint = None,
+    overrides: Overrides = None,
+    method: Method = None,
+    recipe: Recipe = None,
+    data: Data = None,
+    arch: Arch = None,
+    arch_kwargs: ArchKwargs = None,
+    trust_pickle: TrustPickle = False,
+    sites: Sites = None,
+    max_drop: MaxDrop = None,
+    max_macs: MaxMacs = None,
+    thresholds: Thresholds = None,
+    holdout: Holdout = None,
+    val_split: ValSplit = None,
+    input_size: InputSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    skip_corrupt: SkipCorrupt = False,
+    device: Device = None,
+    seed: RecipeSeed = None,
+    output: Output = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Put gates into a pretrained network and train them.
+
+    Writes a run folder: the network (model.safetensors), the report, the recipe that makes it again.
+    Unless something else is asked for, at most 0.5 points of accuracy are given away.
+
+    \b
+    Examples:
+      adaptify retrofit resnet56.th --data cifar10:data --max-drop 0.5
+      adaptify retrofit model.pth --data images --sites 'layer2.*,layer3' --max-macs 0.6
+      adaptify retrofit model.pth --data images --dry-run
+      adaptify retrofit resnet56.th --recipe dgate/resnet56_cifar10 --data cifar10:data
+      adaptify retrofit --recipe runs/resnet56-dgate-001/recipe.yaml train.epochs=40
+    """
+    from adaptify.cli import values
+    from adaptify.cli.console import Console
+    from adaptify.recipe import resolve
+    from adaptify.recipe_library import find_recipe
+    from adaptify.settings import parse_overrides
+
+    console = Console(json=json, quiet=quiet, verbose=verbose)
+    file, words = _file_and_words(checkpoint, overrides or [])
+    options = {
+        **values.model_settings(
+            checkpoint=file, arch=arch, arch_kwargs=arch_kwargs, trust_pickle=trust_pickle
+        ),
+        **values.data_settings(
+            data=data,
+            holdout=holdout,
+            val_split=val_split,
+            input_size=input_size,
+            mean=mean,
+            std=std,
+            workers=workers,
+            skip_corrupt=skip_corrupt,
+        ),
+        **values.given(
+            {
+                "gates.sites": values.names(sites, "--sites"),
+                "run.batch_size": batch_size,
+                "run.device": device,
+                "run.seed": seed,
+            }
+        ),
+        **_target(values.request_of(max_drop, max_macs, thresholds)),
+    }
+    settings = parse_overrides(words)
+    _check_complete({**options, **settings}, recipe)
+    found = find_recipe(recipe) if recipe is not None else None
+    resolved = resolve(method, file=found, options=options, overrides=settings)
+    if dry_run:
+        _show_plan(resolved, console)
+    else:
+        _work(resolved, output, force, console)
+
+
+def _file_and_words(checkpoint: Path | None, words: list[str]) -> tuple[str | None, list[str]]:
+    """Tell the checkpoint from the first KEY=VALUE word, when the recipe names the checkpoint."""
+    if checkpoint is not None and "=" in checkpoint.name and not checkpoint.exists():
+        return None, [str(checkpoint), *words]
+    return None if checkpoint is None else str(checkpoint), words
+
+
+def _target(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a target that was given: it takes the place of the recipe's as a whole."""
+    if not request:
+        return {}
+    return {f"calibrate.{key}": request.get(key) for key in ("max_drop", "max_macs", "thresholds")}
+
+
+def _check_complete(settings: Mapping[str, Any], recipe: Path | None) -> None:
+    from adaptify.errors import UsageError
+
+    if recipe is not None:
+        return  # what is missing may stand there
+    if "model.checkpoint" not in settings:
+        raise UsageError("no checkpoint to retrofit", "Name one: adaptify retrofit CKPT --data FOLDER.")
+    if "data.source" not in settings:
+        raise UsageError(
+            "no data to train the gates on",
+            "Say which images: --data FOLDER, cifar10:FOLDER, digits, or fake:N for a trial.",
+        )
+
+
+def _show_plan(recipe: Settings, console: Console) -> None:
+    from adaptify.cli.tables import exits_planned
+    from adaptify.pipeline.prepare import open_recipe_data
+    from adaptify.pipeline.retrofit import preview
+    from adaptify.recipe import dump_recipe
+    from adaptify.text import quantity, whole
+
+    plan = preview(recipe)
+    network, model = plan.network, plan.model
+    # No image is decoded: that is part of the work.
+    data = open_recipe_data(recipe, network.architecture.input, model.num_classes, parts=())
+    rows = _planned(model)
+    for note in (*network.notes, *data.notes):
+        console.note(note)
+    console.data(
+        {
+            "recipe": recipe.model_dump(mode="json"),
+            "architecture": network.architecture.to_json(),
+            "macs": network.cost.total,
+            "sites": rows,
+            "data": data.describe(),
+        }
+    )
+    parts = ((data.train, "to train gates on"), (data.holdout, "held out"), (data.test, "for testing"))
+    console.show(
+        dump_recipe(recipe).rstrip(),
+        "",
+        f"{network.architecture.name}, {quantity(network.cost.total)} MACs",
+        f"{data.name}: {', '.join(f'{whole(len(split))} images {use}' for split, use in parts)}",
+        "",
+        exits_planned(rows, network.cost.total),
+    )
+    console.say("dry run: nothing was trained or written")
+
+
+def _planned(model: AdaptiveModel) -> list[dict[str, Any]]:
+    """The exits that are placed in `model`: where, and the MACs of a sample that leaves there."""
+    return [
+        {
+            "name": item.site.name,
+            "channels": item.site.channels,
+            "macs_before": item.site.macs_before,
+            "gate_macs": gate,
+            "macs": macs,
+        }
+        for item, gate, macs in zip(model.exits, model.gate_macs, model.exit_macs(), strict=False)
+    ]
+
+
+def _work(recipe: Settings, output: Path | None, force: bool, console: Console) -> None:
+    from adaptify.pipeline import folder
+    from adaptify.pipeline.retrofit import retrofit as work
+    from adaptify.report.tables import exits_table, headline_table
+    from adaptify.runtime.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    done = work(recipe, output=output, force=force, progress=console)
+    console.data({**done.report.to_json(), "run": str(done.folder)})
+    console.show("", exits_table(done.report), "", headline_table(done.report))
+    console.say(
+        f"\nrun: {done.folder}\n"
+        f"page: {done.folder / folder.PAGE}\n"
+        "next:\n"
+        f"  adaptify report {done.folder}\n"
+        f"  adaptify calibrate {done.folder} --max-drop 1.0"
+    )

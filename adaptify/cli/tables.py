@@ -1,0 +1,102 @@
+"""Tables that commands show beside those of a report; they fit into 80 columns.
+
+Imported by a command when it has something to show. Names go in as `Text`: they may hold anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from adaptify.pipeline.evaluate import Result
+from adaptify.report.derive import promise
+from adaptify.report.schema import Report
+from adaptify.text import percent, points, printable, quantity, whole
+
+
+def table(columns: Sequence[str], left: int = 1) -> Table:
+    """Return an empty table whose first `left` columns hold words, the others numbers."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(columns))
+    for index, column in enumerate(columns):
+        words = index < left
+        made.add_column(
+            word(column, "dim"), justify="left" if words else "right", no_wrap=True, overflow="ellipsis"
+        )
+    return made
+
+
+def word(text: str, style: str = "") -> Text:
+    """Return a name as rich text: whatever it holds is shown, and not obeyed."""
+    return Text(printable(text), style=style)
+
+
+def titled(title: str, body: Table) -> tuple[RenderableType, ...]:
+    """Return what to show for a table with a title."""
+    return word(title, "bold"), body
+
+
+def exits_planned(rows: Sequence[dict[str, Any]], total: int) -> Table:
+    """Return the exits of a dry run, and a last row for samples that run through (`total` MACs)."""
+    shown = table(["exit", "channels", "MACs of gate", "MACs to leave", "of full"])
+    for row in rows:
+        shown.add_row(
+            word(row["name"]),
+            whole(row["channels"]),
+            quantity(row["gate_macs"]),
+            quantity(row["macs"]),
+            percent(row["macs"] / total),
+        )
+    whole_way = total + sum(row["gate_macs"] for row in rows)
+    shown.add_row("output", "", "", quantity(whole_way), percent(whole_way / total))
+    return shown
+
+
+def changes(before: Report, now: Report) -> tuple[RenderableType, ...]:
+    """Return what another choice of thresholds changed, on the test samples."""
+    base = before.before
+    shown = table(["", "no exits", "before", "now"])
+    both = (before, now)
+    accuracies = [report.after.accuracy for report in both]
+    shown.add_row("Accuracy", percent(base.accuracy, 2), *(percent(value, 2) for value in accuracies))
+    shown.add_row("  points", "", *(points(value - base.accuracy) for value in accuracies))
+    shown.add_row("MACs per sample", quantity(base.macs), *(quantity(report.after.macs) for report in both))
+    shown.add_row("  kept", "", *(percent(report.after.kept) for report in both))
+    for exits in zip(before.exits[:-1], now.exits[:-1], strict=True):
+        shown.add_row(word(f"Threshold at {exits[0].name}"), "", *(_limit(item.threshold) for item in exits))
+        shown.add_row("  leave there", "", *(percent(item.share) for item in exits))
+    made = promise(now)
+    if made is None:
+        return (shown,)
+    return shown, word(f"asked: {made.request}; held-out samples: {made.achieved}", "dim")
+
+
+def evaluation(result: Result) -> tuple[RenderableType, ...]:
+    """Return what a network did on test samples, and where they left."""
+    figures = table(["", ""])
+    figures.add_row("Accuracy", percent(result.accuracy, 2))
+    figures.add_row("MACs per sample", quantity(result.macs))
+    figures.add_row("  kept", f"{percent(result.macs / result.base_macs)} of {quantity(result.base_macs)}")
+    if result.seconds:
+        figures.add_row("Images per second", whole(round(result.samples / result.seconds)))
+    title = f"{result.target} on {result.data} ({whole(result.samples)} test samples)"
+    if len(result.exits) == 1:
+        return titled(title, figures)
+    rows = table(["exit", "leave", "samples", "MACs", "of full", "accuracy"])
+    for item in result.exits:
+        rows.add_row(
+            word(item.name),
+            percent(item.share),
+            whole(item.samples),
+            quantity(item.macs),
+            percent(item.macs / result.base_macs),
+            "-" if item.accuracy is None else percent(item.accuracy, 2),
+        )
+    return *titled(title, figures), "", *titled("Exits (accuracy: of the samples that leave there)", rows)
+
+
+def _limit(threshold: float | None) -> str:
+    return "never" if threshold is None else f"{threshold:.3g}"

@@ -1,0 +1,175 @@
+"""Values of options that typer does not know: lists, sizes, thresholds, JSON.
+
+Every function takes the text of an option, or `None` when it was not given, which comes back as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from adaptify.errors import UsageError
+
+NEVER = ("never", "none", "null", "inf")
+
+
+def names(text: str | None, option: str) -> list[str] | None:
+    """Read names with commas between.
+
+    Raises:
+        UsageError: There is no name in it.
+
+    >>> names("layer1, layer2.*", "--sites")
+    ['layer1', 'layer2.*']
+    """
+    if text is None:
+        return None
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise UsageError(f"{option} names nothing", f"Write, for example: {option} layer1,layer2")
+    return found
+
+
+def numbers(text: str | None, option: str) -> list[float] | None:
+    """Read numbers with commas between.
+
+    Raises:
+        UsageError: One of them is no finite number.
+
+    >>> numbers("0.485,0.456,0.406", "--mean")
+    [0.485, 0.456, 0.406]
+    """
+    if text is None:
+        return None
+    return [_number(part, option, f"{option} 0.485,0.456,0.406") for part in text.split(",")]
+
+
+def size(text: str | None, option: str) -> list[int] | None:
+    """Read the size of an image, as [height, width].
+
+    Raises:
+        UsageError: It is none.
+
+    >>> size("224", "--input-size"), size("192x256", "--input-size")
+    ([224, 224], [192, 256])
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+)\s*(?:[x,]\s*(\d+)\s*)?", text, re.IGNORECASE)
+    sides = [int(side) for side in found.groups() if side] if found else []
+    if not sides or not all(1 <= side <= 1 << 16 for side in sides):
+        raise UsageError(
+            f"{option} '{text}' is no size of an image", f"Write {option} 224, or 192x256 for height x width."
+        )
+    return [sides[0], sides[-1]]
+
+
+def thresholds(text: str | None, option: str) -> list[float | None] | None:
+    """Read one threshold per exit; `None` in the list is an exit that is never taken.
+
+    Raises:
+        UsageError: One of them is neither a number nor `never`.
+
+    >>> thresholds("1.5, never, -0.25", "--thresholds")
+    [1.5, None, -0.25]
+    """
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    example = f"{option} 1.5,never"
+    return [None if part.lower() in NEVER else _number(part, option, example) for part in parts]
+
+
+def json_object(text: str | None, option: str) -> dict[str, Any] | None:
+    """Read a JSON object.
+
+    Raises:
+        UsageError: It is none.
+
+    >>> json_object('{"num_classes": 10}', "--arch-kwargs")
+    {'num_classes': 10}
+    """
+    if text is None:
+        return None
+    example = f"""Write, for example: {option} '{{"num_classes": 10}}'"""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{option} '{text}' is not JSON: {error}", example) from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{option} '{text}' is no JSON object", example)
+    return value
+
+
+def request_of(max_drop: float | None, max_macs: float | None, by_hand: str | None) -> dict[str, Any]:
+    """Return what an operating point is asked for by: those of the three options that were given.
+
+    Raises:
+        UsageError: Thresholds by hand were given together with something to choose them by.
+    """
+    request = given(
+        {"max_drop": max_drop, "max_macs": max_macs, "thresholds": thresholds(by_hand, "--thresholds")}
+    )
+    if "thresholds" in request and len(request) > 1:
+        raise UsageError(
+            "--thresholds leaves nothing to choose by --max-drop or --max-macs", "Give one or the other."
+        )
+    return request
+
+
+def data_settings(
+    *,
+    data: str | None,
+    val_split: float | None,
+    input_size: str | None,
+    mean: str | None,
+    std: str | None,
+    workers: int | None,
+    skip_corrupt: bool,
+    holdout: float | None = None,
+) -> dict[str, Any]:
+    """Return the options about data that were given, by their keys in a recipe."""
+    return given(
+        {
+            "data.source": data,
+            "data.holdout": holdout,
+            "data.val_split": val_split,
+            "data.input_size": size(input_size, "--input-size"),
+            "data.mean": numbers(mean, "--mean"),
+            "data.std": numbers(std, "--std"),
+            "data.workers": workers,
+            "data.skip_corrupt": skip_corrupt or None,
+        }
+    )
+
+
+def model_settings(
+    *, checkpoint: str | None, arch: str | None, arch_kwargs: str | None, trust_pickle: bool
+) -> dict[str, Any]:
+    """Return the options about the checkpoint that were given, by their keys in a recipe."""
+    return given(
+        {
+            "model.checkpoint": checkpoint,
+            "model.arch": arch,
+            "model.arch_kwargs": json_object(arch_kwargs, "--arch-kwargs"),
+            "model.trust_pickle": trust_pickle or None,
+        }
+    )
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were given: those that are not `None`."""
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _number(text: str, option: str, example: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UsageError(f"{option}: '{text.strip()}' is no number", f"Write, for example: {example}")
+    return value
