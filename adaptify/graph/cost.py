@@ -36,6 +36,8 @@ class CostModel:
         convention: Name of the counting convention.
     """
 
+    # In inference mode PyTorch hands whole layers to the counter instead of the products inside them.
+    @torch.inference_mode(False)
     def __init__(self, traced: Traced, convention: str = "macs") -> None:
         """Count `traced` under `convention` (a key of `CONVENTIONS`).
 
@@ -56,6 +58,7 @@ class CostModel:
         return sum(self.macs[node.name] for node in nodes)
 
 
+@torch.inference_mode(False)
 def count_module(module: nn.Module, *shapes: tuple[int, ...], convention: str = "macs") -> int:
     """MACs of `module` called with tensors of the given shapes (batch axis included)."""
     mode = _CountingMode(_convention(convention))

@@ -89,6 +89,13 @@ class AdaptiveModel(nn.Module):
         self._segments, self._positions = _compile(traced, self.exits)
         self.train(traced.root.training)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The network may have submodules called like attributes of ours: those are never registered.
+        if isinstance(value, (Tensor, nn.Module)):
+            super().__setattr__(name, value)
+        else:
+            object.__setattr__(self, name, value)
+
     def forward(self, images: Tensor) -> Any:
         """Logits (N, M) in evaluation; `(logits, {exit name: logits})` in training."""
         return self.dense(images) if self.training else self.run(images).logits
