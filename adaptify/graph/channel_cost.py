@@ -1,0 +1,123 @@
+"""MACs of a network with some of its channels, from the groups alone: nothing is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from adaptify.graph.channels import Channels
+from adaptify.graph.cost import CostModel
+from adaptify.graph.liveness import find_live
+from adaptify.graph.propagation import Use
+
+
+class ChannelCost:
+    """MACs as a function of how many channels each removable group keeps.
+
+    A layer costs `coefficient * inputs * outputs`, bilinear in the numbers of channels it reads and writes,
+    and those are linear in what the groups keep; in a grouped convolution, which loses whole groups, the
+    inputs per output never change. All other nodes cost what they did: their channels are frozen.
+
+    Attributes:
+        names: Names of the removable groups, in the order of the graph.
+        sizes: (G,) int64, their sizes.
+        total: MACs of the whole network.
+    """
+
+    def __init__(self, channels: Channels, cost: CostModel | None = None) -> None:
+        """Prepare the cost of `channels`; `cost` is the cost model of the same network, if there is one."""
+        cost = cost or CostModel(channels.traced)
+        self.channels = channels
+        self.total = cost.total
+        self.names = tuple(group.name for group in channels.removable)
+        self.sizes = torch.tensor([group.size for group in channels.removable], dtype=torch.int64)
+        uses = channels.propagation.uses
+        self._nodes = [node for node in channels.traced.graph.nodes if cost.macs[node.name]]
+        rows = [
+            _Row(channels.traced.root, uses, str(node.target), cost.macs[node.name]) for node in self._nodes
+        ]
+        by_target: dict[str, list[int]] = {}
+        for index, node in enumerate(self._nodes):
+            by_target.setdefault(str(node.target), []).append(index)
+        self._coefficient = torch.tensor([row.coefficient for row in rows], dtype=torch.int64)
+        # Channels that no group can remove, then the channels per choice of each group.
+        self._inputs = torch.tensor([row.inputs for row in rows], dtype=torch.int64)
+        self._outputs = torch.tensor([row.outputs for row in rows], dtype=torch.int64)
+        self._reads = torch.zeros(len(rows), len(self.names), dtype=torch.int64)
+        self._writes = torch.zeros_like(self._reads)
+        for column, group in enumerate(channels.removable):
+            for member in group.members:
+                for index in by_target.get(member.target, ()):
+                    width = member.positions.shape[1]
+                    if member.kind == "read" and rows[index].bilinear:
+                        self._reads[index, column] = width
+                        self._inputs[index] -= member.positions.numel()
+                    elif member.kind == "write":
+                        self._writes[index, column] = width
+                        self._outputs[index] -= member.positions.numel()
+
+    def counts(self, keep: Mapping[str, Tensor]) -> Tensor:
+        """Return (G,) how many channels each removable group keeps; sums of soft masks are differentiable."""
+        return (
+            torch.stack(
+                [
+                    keep[name].sum() if name in keep else size
+                    for name, size in zip(self.names, self.sizes, strict=True)
+                ]
+            )
+            if self.names
+            else self.sizes
+        )
+
+    def of_counts(self, counts: Tensor) -> Tensor:
+        """Return the MACs (a scalar) when the groups keep `counts` (G,) channels, int64 or floating.
+
+        Exact as long as no group is empty: what an empty group takes with it is not looked at.
+        """
+        return self._per_node(counts).sum()
+
+    def macs(self, keep: Mapping[str, Tensor]) -> int:
+        """Return the exact MACs of the network that `surgery.remove_channels` makes of these masks (bool).
+
+        Raises:
+            ModelError: The masks do not fit, or leave nothing of the network.
+        """
+        live = find_live(self.channels, keep)
+        computed = torch.tensor([live.computed(node) for node in self._nodes], dtype=torch.bool)
+        return int(self._per_node(self.counts(keep))[computed].sum())
+
+    def soft_macs(self, keep: Mapping[str, Tensor]) -> Tensor:
+        """Return the MACs (a scalar) for masks in [0, 1] (floating), with a gradient for each of them.
+
+        It is the exact cost where all masks are 0 or 1 and no group is empty.
+        """
+        return self.of_counts(self.counts({name: mask.double() for name, mask in keep.items()}))
+
+    def _per_node(self, counts: Tensor) -> Tensor:
+        dtype = torch.float64 if counts.is_floating_point() else torch.int64
+        counts = counts.to(dtype)
+        reads, writes, inputs, outputs, coefficient = (
+            table.to(counts)
+            for table in (self._reads, self._writes, self._inputs, self._outputs, self._coefficient)
+        )
+        # Not a matrix product: integers have to stay integers.
+        read = inputs + (reads * counts).sum(1)
+        written = outputs + (writes * counts).sum(1)
+        return coefficient * read * written
+
+
+class _Row:
+    """The cost of one node: coefficient * inputs * outputs."""
+
+    def __init__(self, root: nn.Module, uses: Mapping[tuple[str, str], Use], target: str, macs: int) -> None:
+        self.coefficient, self.inputs, self.outputs, self.bilinear = macs, 1, 1, False
+        read, write = uses.get(("read", target)), uses.get(("write", target))
+        if read is None or write is None:
+            return
+        self.outputs = len(write.labels)
+        self.bilinear = getattr(root.get_submodule(target), "groups", 1) == 1
+        if self.bilinear:
+            self.inputs = len(read.labels)
+        self.coefficient = macs // (self.inputs * self.outputs)

@@ -1,0 +1,139 @@
+"""Which channels of a network are the same channel.
+
+Every layer with weights labels its outputs, the labels are pushed through the graph (`propagation`,
+`rules`), and labels that were merged form a class: channels that can only be removed together. Classes
+that are written and read by the same layers form a `ChannelGroup` (`grouping`).
+
+A channel is closed when nobody reads it any more. That is exact in residual and in concatenating
+networks alike, through BatchNorm too, because nothing else looks at the value.
+
+Grouped convolutions give up whole convolution groups: the inputs and outputs of one group are one
+channel here. Operations that nobody has described freeze what enters them, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from adaptify.errors import ModelError, did_you_mean
+from adaptify.graph.grouping import ChannelGroup, Grouping, form_groups
+from adaptify.graph.labels import Classes
+from adaptify.graph.movement import Movements
+from adaptify.graph.propagation import Propagation
+from adaptify.graph.rule_tables import find_rule
+from adaptify.graph.trace import Traced
+
+_OTHER_NETWORK = "The masks were made for another network, or another version of it."
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The channels of a traced network.
+
+    Attributes:
+        traced: The network.
+        propagation: The labels of every node.
+        movements: How channels lie in every value.
+        grouping: The groups, and which class is where in them.
+    """
+
+    traced: Traced
+    propagation: Propagation
+    movements: Movements
+    grouping: Grouping
+
+    @property
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        """All groups that layers write, frozen ones too, in the order of the graph."""
+        return self.grouping.groups
+
+    @property
+    def classes(self) -> Classes:
+        """Which labels are the same channel."""
+        return self.movements.classes
+
+    @cached_property
+    def removable(self) -> tuple[ChannelGroup, ...]:
+        """The groups that are not frozen."""
+        return tuple(group for group in self.groups if group.frozen_reason is None)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, ChannelGroup]:
+        """The groups by name."""
+        return MappingProxyType({group.name: group for group in self.groups})
+
+    @cached_property
+    def frozen_reasons(self) -> Mapping[str, tuple[str, ...]]:
+        """Reason -> names of the groups frozen for it, in the order of the graph."""
+        found: dict[str, list[str]] = {}
+        for group in self.groups:
+            if group.frozen_reason is not None:
+                found.setdefault(group.frozen_reason, []).append(group.name)
+        return MappingProxyType({reason: tuple(names) for reason, names in found.items()})
+
+    def group(self, name: str) -> ChannelGroup:
+        """Return the group called `name`.
+
+        Raises:
+            ModelError: There is none.
+        """
+        if name not in self.by_name:
+            raise ModelError(
+                f"the network has no channel group '{name}'{did_you_mean(name, self.by_name)}", _OTHER_NETWORK
+            )
+        return self.by_name[name]
+
+    def check(self, keep: Mapping[str, Tensor]) -> None:
+        """Check that the masks fit the groups.
+
+        Raises:
+            ModelError: An unknown group, a mask of the wrong size, or a removal from a frozen group.
+        """
+        for name, mask in keep.items():
+            group = self.group(name)
+            if tuple(mask.shape) != (group.size,):
+                raise ModelError(
+                    f"channel group '{name}' has {group.size} channels, its mask {tuple(mask.shape)}",
+                    _OTHER_NETWORK,
+                )
+            if group.frozen_reason is not None and not bool(mask.all()):
+                raise ModelError(
+                    f"channels of '{name}' cannot be removed: {group.frozen_reason}",
+                    "Keep all channels of this group.",
+                )
+
+    def kept_classes(self, keep: Mapping[str, Tensor]) -> Tensor:
+        """Return (classes,) bool: what stays under `keep`; groups without a mask stay whole.
+
+        Raises:
+            ModelError: The masks do not fit, as in `check`.
+        """
+        self.check(keep)
+        offsets = torch.tensor([0, *(group.size for group in self.groups)]).cumsum(0)
+        masks = [
+            keep[group.name].detach().cpu().bool()
+            if group.name in keep
+            else torch.ones(group.size, dtype=torch.bool)
+            for group in self.groups
+        ]
+        # One more place, always kept, for classes without a group.
+        flat = torch.cat([*masks, torch.ones(1, dtype=torch.bool)])
+        place = torch.where(
+            self.grouping.group >= 0, offsets[self.grouping.group] + self.grouping.atom, len(flat) - 1
+        )
+        return flat[place]
+
+
+def find_channels(traced: Traced) -> Channels:
+    """Find out which channels of `traced` are the same channel. Runs no data; takes milliseconds."""
+    propagation = Propagation(traced)
+    propagation.run(find_rule)
+    movements = Movements(propagation)
+    grouping = form_groups(list(propagation.uses.values()), movements.classes)
+    return Channels(traced, propagation, movements, grouping)

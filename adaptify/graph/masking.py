@@ -1,0 +1,57 @@
+"""Closing channels without removing them: the reference that surgery is compared with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx, nn
+
+from adaptify.graph.channels import Channels
+from adaptify.graph.copying import share_copy
+from adaptify.graph.shapes import annotate_shapes
+from adaptify.graph.trace import Traced
+
+
+def mask_channels(channels: Channels, keep: Mapping[str, Tensor]) -> Traced:
+    """Return the network with the input of every layer multiplied by a mask: closed channels are not read.
+
+    The mask is on the side of the readers, so what is closed contributes nothing whatever lies between:
+    BatchNorm offsets, concatenations, sums. The result shares its tensors with the given network.
+
+    Raises:
+        ModelError: The masks do not fit the groups.
+    """
+    traced = channels.traced
+    kept = channels.kept_classes(keep)
+    root = share_copy(traced.root)
+    masks = nn.Module()
+    root.add_module("channel_masks", masks)
+    graph = copy.deepcopy(traced.graph)
+    nodes = {node.name: node for node in graph.nodes}
+    for use in channels.propagation.uses.values():
+        if use.kind != "read" or bool(kept[channels.classes.of[use.labels]].all()):
+            continue
+        layer = root.get_submodule(use.target)
+        weight = next(layer.parameters())
+        mask = kept[channels.classes.of[use.labels]].to(weight)
+        if not isinstance(layer, nn.Linear):
+            mask = mask.view(-1, *(1 for _ in weight.shape[2:]))
+        name = use.target.replace(".", "_")
+        masks.register_buffer(name, mask, persistent=False)
+        for node in use.nodes:
+            _multiply_input(graph, nodes[node.name], f"channel_masks.{name}")
+    annotate_shapes(root, graph, traced.input_shape)
+    return Traced(root, graph, traced.input_shape, traced.notes)
+
+
+def _multiply_input(graph: fx.Graph, node: fx.Node, mask: str) -> None:
+    value = node.args[0]
+    assert isinstance(value, fx.Node)
+    with graph.inserting_before(node):
+        constant = graph.get_attr(mask)
+        masked = graph.call_function(torch.mul, (value, constant))
+    for new, label in ((constant, "mask"), (masked, "masked")):
+        new.meta.update(path=node.meta["path"], name=f"{node.meta['name']}.{label}")
+    node.replace_input_with(value, masked)
