@@ -1,0 +1,1 @@
+"""Small modules that decide: they know tensors, and nothing of graphs, methods or training."""

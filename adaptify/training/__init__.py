@@ -1,0 +1,1 @@
+"""Fitting gates and choosing thresholds: feature caches, linear training, calibration."""
