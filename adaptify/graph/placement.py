@@ -25,15 +25,13 @@ def default_exits(traced: Traced, cost: CostModel, sites: Sequence[ExitSite]) ->
     shrinks (ViT) gets three exits that part its MACs evenly.
     """
     stages = _stages([site for site in sites if site.positions > 1])
-    ends = [_end(stage) for stage in stages[:-1]]
     chosen: list[ExitSite] = []
-    for site in ends:
-        before = chosen[-1].macs_before if chosen else 0
-        layers = _layers_between(traced, cost, chosen[-1].node if chosen else None, site.node)
-        worth = site.macs_before - before >= _MIN_SHARE * cost.total
-        pays = cost.total - site.macs_before >= _MIN_SHARE * cost.total
-        if worth and pays and layers >= _MIN_LAYERS:
-            chosen.append(site)
+    for stage in stages[:-1]:
+        last = chosen[-1] if chosen else None
+        # An end that comes too early is that of a stem; the stage itself then ends deeper in the tree.
+        end = next((site for site in _ends(stage) if _is_worth_it(traced, cost, last, site)), None)
+        if end is not None:
+            chosen.append(end)
     return tuple(chosen) if chosen else _even(sites, cost.total)
 
 
@@ -47,11 +45,23 @@ def _stages(sites: Sequence[ExitSite]) -> list[list[ExitSite]]:
     return stages
 
 
-def _end(stage: Sequence[ExitSite]) -> ExitSite:
+def _ends(stage: Sequence[ExitSite]) -> list[ExitSite]:
+    """The last site of the stage at each depth of the module tree, outermost first."""
     candidates = [site for site in stage if site.is_module_output] or stage
     # The outermost count: an expansion inside a block is not the end of a stage.
-    depth = min(site.name.count(".") for site in candidates)
-    return [site for site in candidates if site.name.count(".") == depth][-1]
+    last = {site.name.count("."): site for site in candidates}
+    return [last[depth] for depth in sorted(last)]
+
+
+def _is_worth_it(traced: Traced, cost: CostModel, last: ExitSite | None, site: ExitSite) -> bool:
+    """Whether `site` comes long enough after the exit `last`, and long enough before the end."""
+    worth = site.macs_before - (last.macs_before if last else 0) >= _MIN_SHARE * cost.total
+    pays = cost.total - site.macs_before >= _MIN_SHARE * cost.total
+    return (
+        worth
+        and pays
+        and _layers_between(traced, cost, last.node if last else None, site.node) >= _MIN_LAYERS
+    )
 
 
 def _layers_between(traced: Traced, cost: CostModel, start: str | None, end: str) -> int:

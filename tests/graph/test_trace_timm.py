@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from adaptify.graph.cost import CostModel
+from adaptify.graph.placement import default_exits
 from adaptify.graph.sites import find_exits
 from adaptify.graph.trace import trace
 
@@ -128,11 +129,21 @@ def test_drop_path_behaves_as_in_training(with_own_state, run_graph):
     assert torch.equal(run_graph(copy.copy(traced), images, training=True, seed=5), expected)
 
 
-def test_stages_are_offered_as_exits():
-    model, shape = build("mobilenetv3_small_050")
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("mobilenetv3_small_050", ["blocks.0", "blocks.1", "blocks.3"]),
+        # The stem ends at the size of the first stage.
+        ("resnetv2_50", ["stages.0", "stages.1", "stages.2"]),
+        # (N, H, W, C) that is reshaped to tokens and back.
+        ("swin_tiny_patch4_window7_224", ["layers.0", "layers.1", "layers.2"]),
+    ],
+)
+def test_default_exits_are_the_stage_ends(name, stages):
+    model, shape = build(name)
     traced = trace(model, shape)
-    names = [site.name for site in find_exits(traced, CostModel(traced))]
-    assert {"blocks.0", "blocks.1", "blocks.3"} <= set(names)
+    cost = CostModel(traced)
+    assert [site.name for site in default_exits(traced, cost, find_exits(traced, cost))] == stages
 
 
 def test_what_timm_declares_untraceable_is_known_once_timm_is_loaded():
