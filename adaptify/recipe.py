@@ -243,7 +243,8 @@ def _set(settings: dict[str, Any], key: str, value: Any, schema: type[Recipe]) -
 
 
 def _explain(error: ValidationError, schema: type[Recipe], places: Mapping[_Path, str]) -> RecipeError:
-    first = error.errors(include_url=False)[0]
+    # A key that is wrong may be why another one is missing: wrong ones come first.
+    first = min(error.errors(include_url=False), key=lambda found: found["type"] == "missing")
     path = tuple(str(step) for step in first["loc"])
     key = ".".join(path)
     where = _place(path, places)
@@ -257,13 +258,15 @@ def _explain(error: ValidationError, schema: type[Recipe], places: Mapping[_Path
             f"There are: {', '.join(siblings or keys)}.",
         )
     if first["type"] == "missing":
-        return RecipeError(f"{where}{key} is missing", _MISSING.get(key, "Add it to the recipe."))
+        key, hint = _MISSING.get(path[0], (key, "Add it to the recipe."))
+        return RecipeError(f"{where}{key} is missing", hint)
     message = first["msg"].removeprefix("Value error, ")
     given = f", got {first['input']!r}" if first["loc"] and first["type"] != "value_error" else ""
     return RecipeError(f"{where}{key}: {message[:1].lower()}{message[1:]}{given}", "Correct the value.")
 
 
+# The one required key of each section.
 _MISSING = {
-    "data.source": "Say which images: --data FOLDER, cifar10:FOLDER, digits or fake:N.",
-    "model.checkpoint": "Name the checkpoint: adaptify retrofit CKPT.",
+    "data": ("data.source", "Say which images: --data FOLDER, cifar10:FOLDER, digits or fake:N."),
+    "model": ("model.checkpoint", "Name the checkpoint: adaptify retrofit CKPT."),
 }

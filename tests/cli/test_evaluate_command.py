@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command_line import RUN, Cli, read_report, snapshot
+
+
+def test_it_measures_what_the_report_says(home: Path, cli: Cli) -> None:
+    before = snapshot(home)
+    said = cli("evaluate", "--json")
+    assert said.code == 0
+    found, report = said.json, read_report(RUN)
+    assert found["target"] == str(RUN)
+    assert found["accuracy"] == report["after"]["accuracy"]
+    assert found["macs"] == report["after"]["macs"]
+    assert found["kept"] == report["after"]["kept"]
+    assert found["base_macs"] == report["before"]["macs"]
+    assert found["samples"] == report["data"]["test"]
+    assert found["images_per_second"] > 0
+    for row, told in zip(found["exits"], report["exits"], strict=True):
+        assert (row["name"], row["samples"], row["macs"]) == (told["name"], told["samples"], told["macs"])
+        assert row["accuracy"] == told["accuracy_left"]
+    assert f"run: {RUN}" in said.err
+    assert snapshot(home) == before
+
+
+def test_the_batch_size_changes_no_figure(home: Path, cli: Cli) -> None:
+    one, many = (cli("evaluate", "--batch-size", size, "--json").json for size in ("7", "359"))
+    assert one["accuracy"] == many["accuracy"]
+    assert one["exits"] == many["exits"]
+
+
+def test_the_tables_fit_a_terminal(home: Path, cli: Cli) -> None:
+    said = cli("evaluate", RUN)
+    assert said.code == 0
+    report = read_report(RUN)
+    assert f"{RUN} on digits (359 test samples)" in said.out
+    assert f"{100 * report['after']['accuracy']:.2f}%" in said.out
+    assert "Images per second" in said.out
+    rows = [line.split() for line in said.out.splitlines() if line.startswith("layer1")]
+    assert rows[0][:3] == [
+        "layer1",
+        f"{100 * report['exits'][0]['share']:.1f}%",
+        str(report["exits"][0]["samples"]),
+    ]
+    assert max(map(len, said.out.splitlines())) <= 80
+
+
+def test_an_artifact_alone_needs_data(home: Path, cli: Cli) -> None:
+    (home / "alone").mkdir()
+    (RUN / "model.safetensors").rename(home / "alone/small.safetensors")
+    said = cli("evaluate", "alone/small.safetensors")
+    assert said.code == 2
+    assert "no data to evaluate alone/small.safetensors on" in said.err
+    found = cli("evaluate", "alone/small.safetensors", "--data", "digits", "--json").json
+    assert found["accuracy"] == read_report(RUN)["after"]["accuracy"]
+
+
+def test_a_plain_checkpoint_has_one_row(home: Path, cli: Cli) -> None:
+    said = cli("evaluate", "digits.pt", "--data", "digits", "--json")
+    found, report = said.json, read_report(RUN)
+    assert found["accuracy"] == report["before"]["accuracy"]
+    assert found["macs"] == found["base_macs"] == report["before"]["macs"]
+    assert [row["name"] for row in found["exits"]] == ["output"]
+    text = cli("evaluate", "digits.pt", "--data", "digits", "--arch", "adaptify:digits_resnet").out
+    assert "Exits" not in text
+
+
+def test_other_data_for_a_run(home: Path, cli: Cli) -> None:
+    found = cli("evaluate", RUN, "--data", "fake:50", "--json").json
+    assert (found["data"], found["samples"]) == ("fake:50", 10)
+    found = cli("evaluate", RUN, "--data", "digits", "--val-split", "0.5", "--json").json
+    assert 890 <= found["samples"] <= 905
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["digits.pt"], 2, "no data to evaluate digits.pt on"),
+        (["digits.pth"], 2, "there is no file or run 'digits.pth'; did you mean 'digits.pt'?"),
+        (["digits_resnet-dgate-01"], 2, "did you mean 'digits_resnet-dgate-001'?"),
+        ([str(RUN), "--data", "fake:50:7"], 2, "has 7 classes, the network has 10 outputs"),
+        ([str(RUN), "--data", "nowhere"], 2, "'nowhere' is neither a folder nor a known data set"),
+        ([str(RUN), "--input-size", "16"], 2, "is made for images of 8x8, not 16x16"),
+        ([str(RUN), "--device", "cuda:99"], 2, "device 'cuda:99' is not here"),
+        ([str(RUN), "--val-split", "1"], 3, "data.val_split"),
+        (["runs"], 2, "runs has no model.safetensors"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told(
+    words: list[str], code: int, told: str, home: Path, cli: Cli
+) -> None:
+    said = cli("evaluate", *words)
+    assert said.code == code, said.err
+    assert told in said.err
+    assert said.out == ""
+
+
+def test_a_damaged_artifact_is_told(home: Path, cli: Cli) -> None:
+    model = RUN / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-1000])
+    said = cli("evaluate")
+    assert said.code == 4
+    assert "model.safetensors is not a readable safetensors file" in said.err
+    model.unlink()
+    said = cli("evaluate", RUN)
+    assert said.code == 2
+    assert "has no model.safetensors" in said.err

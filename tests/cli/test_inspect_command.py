@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from command_line import RUN, Cli, read_report, snapshot
+
+# conv1; layer1 to layer3 of two 3x3 convolutions each; linear.
+CONV1 = 16 * 9 * 64
+LAYERS = [2 * 16 * 16 * 9 * 64, (16 + 32) * 32 * 9 * 16, (32 + 64) * 64 * 9 * 4]
+LINEAR = 640
+
+
+def test_json_holds_the_hand_computed_figures(home: Path, cli: Cli) -> None:
+    before = snapshot(home)
+    said = cli("inspect", "digits.pt", "--json")
+    assert said.code == 0
+    facts = said.json
+    assert facts["architecture"] == "adaptify:digits_resnet"
+    assert facts["input_shape"] == [1, 8, 8]
+    assert facts["macs"] == CONV1 + sum(LAYERS) + LINEAR
+    modules = {item["name"]: item for item in facts["modules"]}
+    assert modules[""]["macs"] == facts["macs"]
+    assert modules[""]["parameters"] == facts["parameters"]
+    assert modules["layer2"] == {
+        "name": "layer2",
+        "type": "Sequential",
+        "shape": [32, 4, 4],
+        "parameters": (16 + 32) * 32 * 9 + 4 * 32,
+        "macs": LAYERS[1],
+    }
+    assert modules["layer1.0.conv1"]["macs"] == LAYERS[0] // 2
+    exits = {item["name"]: item for item in facts["exits"]}
+    assert facts["default_exits"] == ["layer1", "layer2"]
+    assert exits["layer1"]["macs_before"] == CONV1 + LAYERS[0]
+    assert (exits["layer2"]["channels"], exits["layer2"]["positions"]) == (32, 16)
+    assert [block["name"] for block in facts["blocks"]] == ["layer1.0", "layer2.0", "layer3.0"]
+    assert [block["macs"] for block in facts["blocks"]] == LAYERS
+    assert facts["placed"] == {}
+    assert snapshot(home) == before
+
+
+def test_the_tree_the_sites_and_what_to_do_next(home: Path, cli: Cli) -> None:
+    said = cli("inspect", "digits.pt")
+    lines = said.out.splitlines()
+    assert lines[0] == "adaptify:digits_resnet: 75.0 k parameters, 747.1 k MACs, input 1x8x8"
+    assert "  layer2        Sequential   32x4x4  14.0 k  221.2 k" in lines
+    assert "      conv1     Conv2d       16x8x8  2.30 k  147.5 k" in lines
+    starred = [line.split()[1] for line in lines if line.startswith("* ")]
+    assert starred == ["layer1", "layer2"]
+    assert "Residual blocks (3)" in lines
+    assert max(map(len, lines)) <= 80
+    assert "adaptify retrofit digits.pt --data FOLDER --max-drop 0.5" in said.err
+    assert "--all" in said.out
+
+
+def test_all_lists_every_cut_and_every_block(home: Path, cli: Cli) -> None:
+    facts = cli("inspect", "digits.pt", "--json").json
+    said = cli("inspect", "digits.pt", "--all")
+    for item in (*facts["exits"], *facts["blocks"]):
+        assert any(item["name"] in line.split() for line in said.out.splitlines())
+    assert "more with --all" not in said.out
+    assert len(facts["exits"]) > 5
+
+
+@pytest.mark.parametrize(("depth", "shown"), [("0", 1), ("1", 7), ("2", 10)])
+def test_depth_collapses_the_tree(depth: str, shown: int, home: Path, cli: Cli) -> None:
+    lines = cli("inspect", "digits.pt", "--depth", depth).out.split("\n\n")[0].splitlines()[2:]
+    assert len(lines) == shown
+    assert lines[0].startswith("(the network)")
+    assert [line.split()[1] == "..." for line in lines if "layer3" in line] == (
+        [depth == "1"] if shown > 1 else []
+    )
+
+
+def test_a_run_shows_the_exits_it_has(home: Path, cli: Cli) -> None:
+    assert cli("calibrate", "--thresholds", "0.5,never").code == 0
+    said = cli("inspect", RUN)
+    assert said.code == 0
+    rows = {line.split()[1]: line for line in said.out.splitlines() if line.startswith("*")}
+    assert rows["layer1"].endswith("leaves at 0.5")
+    assert rows["layer2"].rstrip().endswith("never leaves")
+    assert f"adaptify calibrate {RUN} --max-drop" in said.err
+    facts = cli("inspect", RUN / "model.safetensors", "--json").json
+    assert facts["placed"] == {"layer1": 0.5, "layer2": None}
+    assert facts["macs"] == read_report(RUN)["before"]["macs"]
+
+
+def test_another_input_size_costs_more(home: Path, cli: Cli) -> None:
+    facts = cli("inspect", "digits.pt", "--input-size", "16", "--json").json
+    assert facts["input_shape"] == [1, 16, 16]
+    assert facts["macs"] == 4 * (CONV1 + sum(LAYERS)) + LINEAR
+
+
+def test_the_next_command_can_be_pasted(home: Path, cli: Cli) -> None:
+    Path("digits.pt").rename("my digits.pt")
+    said = cli("inspect", "my digits.pt", "--arch", "adaptify:digits_resnet")
+    assert "adaptify retrofit 'my digits.pt' --arch adaptify:digits_resnet --data FOLDER" in said.err
+
+
+def test_wrapped_weights_are_found_and_told(home: Path, cli: Cli) -> None:
+    state = torch.load("digits.pt", weights_only=True)
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, "wrapped.pth")
+    said = cli("inspect", "wrapped.pth")
+    assert said.code == 0
+    assert "removed prefix 'module.'" in said.err
+    assert "747.1 k MACs" in said.out
+
+
+def test_resnet50_fits_a_screen(home: Path, cli: Cli) -> None:
+    torch.save(torchvision.models.resnet50().half().state_dict(), "resnet50.pth")
+    said = cli("inspect", "resnet50.pth")
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert lines[0] == "torchvision:resnet50: 25.6 M parameters, 4.09 G MACs, input 3x224x224"
+    assert lines.index("") <= 60
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[1] for line in lines if line.startswith("* ")] == ["layer1", "layer2", "layer3"]
+    assert "Residual blocks (16)" in lines
