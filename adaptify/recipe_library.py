@@ -1,0 +1,38 @@
+"""The recipes that come with adaptify, by name: METHOD/MODEL_DATA, as in `dgate/resnet56_cifar10`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from adaptify.errors import RecipeError, did_you_mean
+
+FOLDER = Path(__file__).with_name("recipes")
+_SUFFIX = ".yaml"
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Names of the recipes that come with adaptify: METHOD/MODEL_DATA."""
+    files = FOLDER.glob(f"*/*{_SUFFIX}")
+    return tuple(sorted(file.relative_to(FOLDER).with_suffix("").as_posix() for file in files))
+
+
+def find_recipe(name_or_path: str | os.PathLike[str]) -> Path:
+    """Return the file of a recipe that is named by its path, or by the name of one that comes with adaptify.
+
+    A file that exists comes before a name.
+
+    Raises:
+        RecipeError: There is neither such a file nor such a name.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    names = recipe_names()
+    wanted = path.as_posix().removesuffix(_SUFFIX)
+    if wanted not in names:
+        raise RecipeError(
+            f"there is no recipe '{path}'{did_you_mean(wanted, names)}",
+            f"Name a YAML file, or one that comes with adaptify: {', '.join(names)}.",
+        )
+    return FOLDER / f"{wanted}{_SUFFIX}"

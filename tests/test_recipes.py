@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adaptify import recipe_library
+from adaptify.errors import RecipeError
+from adaptify.graph.cost import CostModel
+from adaptify.graph.trace import trace
+from adaptify.models.registry import resolve as resolve_architecture
+from adaptify.pipeline.prepare import make_method
+from adaptify.recipe import Recipe, resolve
+from adaptify.recipe_library import FOLDER, find_recipe, recipe_names
+
+FILES = sorted(FOLDER.rglob("*.yaml"))
+# What the command line adds.
+REST: dict[str, Any] = {"model.checkpoint": "model.pth", "data.source": "fake:64"}
+
+
+def shipped(name: str) -> Recipe:
+    return resolve(None, file=find_recipe(name), options=REST)
+
+
+def test_there_are_recipes_and_each_has_a_name() -> None:
+    assert {"dgate/resnet20_cifar10", "dgate/resnet56_cifar10"} <= set(recipe_names())
+    assert [FOLDER / f"{name}.yaml" for name in recipe_names()] == FILES
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_is_valid_and_for_the_method_of_its_folder(name: str) -> None:
+    assert shipped(name).method == name.partition("/")[0]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_opens_with_the_command_that_runs_it_and_what_to_expect(name: str) -> None:
+    lines = find_recipe(name).read_text(encoding="utf-8").splitlines()
+    comment = [line for line in lines[: lines.index("version: 1")] if line.startswith("#")]
+    commands = [line.split() for line in comment if line.startswith("#   adaptify ")]
+    assert len(commands) == 1
+    words = commands[0]
+    assert words[2] == "retrofit"
+    assert words[words.index("--recipe") + 1] == name
+    assert "--data" in words or "data:" in lines  # nothing that is needed is missing
+    assert any("measured" in line.lower() for line in comment)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_gates_of_a_recipe_have_a_place_in_its_network(name: str) -> None:
+    recipe = shipped(name)
+    assert recipe.model.arch is not None
+    torch.manual_seed(0)
+    architecture = resolve_architecture(recipe.model.arch, recipe.model.arch_kwargs)
+    traced = trace(architecture.build().eval(), architecture.input.shape)
+    steps = make_method(recipe).place(traced, CostModel(traced), 10)
+    assert tuple(step.site for step in steps) == recipe.gates.model_dump()["sites"]
+
+
+def test_a_file_comes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = Path("dgate/resnet20_cifar10.yaml")
+    own.parent.mkdir()
+    own.touch()
+    assert find_recipe("dgate/resnet20_cifar10.yaml") == own
+    assert find_recipe("dgate/resnet20_cifar10") == FOLDER / own
+
+
+def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
+    with pytest.raises(RecipeError) as caught:
+        find_recipe("dgate/resnet56_cifar")
+    assert caught.value.message == (
+        "there is no recipe 'dgate/resnet56_cifar'; did you mean 'dgate/resnet56_cifar10'?"
+    )
+    assert all(name in caught.value.hint for name in recipe_names())
+
+
+@pytest.mark.parametrize("path", ["missing.yaml", "../recipe", "dgate", "."])
+def test_names_do_not_leave_the_folder(path: str) -> None:
+    with pytest.raises(RecipeError, match="there is no recipe"):
+        find_recipe(path)
+
+
+def test_recipes_are_found_wherever_the_package_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "method" / "model_data.yaml"
+    file.parent.mkdir()
+    file.write_text("version: 1\n")
+    monkeypatch.setattr(recipe_library, "FOLDER", tmp_path)
+    assert recipe_names() == ("method/model_data",)
+    assert find_recipe("method/model_data") == file
