@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from adaptify import recipe_library
+from adaptify.cli.main import main
 from adaptify.errors import RecipeError
 from adaptify.graph.cost import CostModel
 from adaptify.graph.trace import trace
@@ -89,3 +91,15 @@ def test_recipes_are_found_wherever_the_package_lies(tmp_path: Path, monkeypatch
     monkeypatch.setattr(recipe_library, "FOLDER", tmp_path)
     assert recipe_names() == ("method/model_data",)
     assert find_recipe("method/model_data") == file
+
+
+def test_the_command_line_takes_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = tmp_path / "digits.pt"
+    torch.save(resolve_architecture("adaptify:digits_resnet").build().state_dict(), checkpoint)
+    command = ["retrofit", str(checkpoint), "--dry-run", "--json", "--max-drop", "1", "--recipe"]
+    assert main([*command, "dgate/digits_resnet_digits"]) == 0
+    recipe = json.loads(capsys.readouterr().out)["recipe"]
+    assert recipe["data"]["source"] == "digits"
+    assert recipe["calibrate"]["max_drop"] == 1  # options come on top
+    assert main([*command, "dgate/digits"]) == 3
+    assert "there is no recipe 'dgate/digits'" in capsys.readouterr().err
