@@ -26,7 +26,9 @@ from adaptify.models.user_code import search_working_folder
 
 _REFUSED = re.compile(r"GLOBAL (\S+)")
 _SAVE_WEIGHTS = "save only the weights: torch.save(model.state_dict(), 'weights.pt')"
-_HARMLESS = re.compile(r"collections\.OrderedDict|torch\._utils\.\w+|torch\.\w*Storage|torch\.storage\.\w+")
+_HARMLESS = re.compile(
+    r"collections\.OrderedDict|torch\._utils\._rebuild_(?!nested)\w+|torch\.\w*Storage|torch\.storage\.\w+"
+)
 
 
 def unpickle(path: Path, *, trust: bool) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,8 +17,7 @@ from adaptify.checkpoint.formats import Format, detect
 from adaptify.checkpoint.pickles import unpickle
 from adaptify.checkpoint.state_dict import find_weights, mentioned_names
 from adaptify.errors import ModelError, UsageError, did_you_mean
-
-_CHUNK = 1 << 20  # bytes
+from adaptify.files import sha256
 
 
 @dataclass(frozen=True)
@@ -58,17 +56,17 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False)
         ModelError: It cannot be read, is not a checkpoint, or holds weights that are not usable.
     """
     file = Path(path)
-    if not file.exists():
-        siblings = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
-        raise UsageError(f"there is no file {file}{did_you_mean(file.name, siblings)}", "Check the path.")
-    if not file.is_file():
-        kind = "a folder" if file.is_dir() else "not a regular file"
-        raise ModelError(f"{file} is {kind}", "Give the checkpoint file itself.")
     try:
+        if not file.exists():
+            siblings = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
+            raise UsageError(f"there is no file {file}{did_you_mean(file.name, siblings)}", "Check the path.")
+        if not file.is_file():
+            kind = "a folder" if file.is_dir() else "not a regular file"
+            raise ModelError(f"{file} is {kind}", "Give the checkpoint file itself.")
         value = _read(file, detect(file), trust_pickle)
-        digest = _sha256(file)
+        digest = sha256(file)
     except OSError as error:
-        raise ModelError(f"cannot read {file}: {error.strerror or error}") from error
+        raise ModelError(f"cannot read {file}: {error.strerror or error}", "Check the path.") from error
     weights = find_weights(value, str(file))
     _check(weights.tensors, file)
     return Checkpoint(
@@ -91,14 +89,6 @@ def _read(file: Path, format: Format, trust_pickle: bool) -> Any:
         raise ModelError(
             f"{file} is damaged or cut short: {error}", "Copy or download the checkpoint again."
         ) from error
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _check(tensors: Mapping[str, Tensor], file: Path) -> None:

@@ -34,6 +34,8 @@ _PREFERRED = (
     "weights",
     "params",
 )
+# How deep dictionaries are searched.
+_DEPTH = 8
 # Components that PyTorch itself puts into names, anywhere.
 _INSERTED = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # Counters that averaging and profiling leave among the weights.
@@ -73,7 +75,7 @@ def find_weights(value: Any, source: str) -> Weights:
         tensors: Mapping[str, Any] = module.state_dict()
         notes = [f"took the module {type(module).__name__}{where} of the file"]
     else:
-        found = dict(_state_dicts(value, ""))
+        found = dict(_state_dicts(value))
         if not found:
             raise ModelError(
                 f"{source} holds {_describe(value)}, not a dictionary of tensors",
@@ -155,15 +157,19 @@ def _find_module(value: Any) -> tuple[str, nn.Module | None]:
     return where, module
 
 
-def _state_dicts(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _state_dicts(
+    value: Any, where: str = "", above: tuple[int, ...] = ()
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """All state dicts in nested dictionaries: dictionaries with more numbers of their own than below them."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        return
+    if len(above) == _DEPTH or id(value) in above:
         return
     below = [
         found
         for key, entry in value.items()
         if "optim" not in key.lower()
-        for found in _state_dicts(entry, f"{where}.{key}" if where else key)
+        for found in _state_dicts(entry, f"{where}.{key}" if where else key, (*above, id(value)))
     ]
     if _numbers(value) > sum(_numbers(found) for _, found in below):
         yield where, value

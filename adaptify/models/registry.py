@@ -64,6 +64,8 @@ class Architecture:
             UsageError: The builder cannot be found, or refuses the arguments.
         """
         source, name = _split(self.name)
+        if not source.knows(name):  # it may come from a file
+            raise UsageError(f"unknown architecture '{self.name}'")
         return source.build(name, self.kwargs)
 
     def build_meta(self) -> nn.Module:
@@ -111,7 +113,13 @@ class Architecture:
         """
         try:
             given = dict(value["input"])
-            spec = InputSpec(**{**given, "mean": tuple(given["mean"]), "std": tuple(given["std"])})
+            sizes = {key: given.pop(key) for key in ("channels", "height", "width", "resize")}
+            if not all(isinstance(size, int) and size > 0 for size in sizes.values() if size is not None):
+                raise ValueError(f"sizes {sizes}")
+            mean, std = (tuple(map(float, given.pop(key))) for key in ("mean", "std"))
+            spec = InputSpec(**sizes, mean=mean, std=std, **given)
+            if not sizes["channels"] == len(spec.mean) == len(spec.std):
+                raise ValueError("mean and std have to be given for every channel")
             return cls(str(value["name"]), dict(value["kwargs"]), spec)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"not the description of an architecture: {error}") from error

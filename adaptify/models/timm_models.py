@@ -15,6 +15,7 @@ from adaptify.models.source import Kwargs, call, refuse, with_channels
 
 _RESERVED = frozenset(
     {
+        "model_name",
         "pretrained",
         "pretrained_cfg",
         "pretrained_cfg_overlay",
@@ -106,7 +107,7 @@ class Timm:
         arguments: dict[str, Any] = dict(kwargs)
         if "in_channels" in arguments:
             arguments["in_chans"] = arguments.pop("in_channels")
-        return call(timm.create_model, label, {"model_name": name, "pretrained": False, **arguments})
+        return call(timm.create_model, label, {**arguments, "model_name": name, "pretrained": False})
 
 
 @cache

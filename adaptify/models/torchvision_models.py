@@ -93,7 +93,7 @@ class Torchvision:
         if channels != 3 and "transform_input" in arguments:
             # The transform is written for red, green and blue.
             arguments["transform_input"] = False
-        module = call(get_model_builder(name), label, {"weights": None, **arguments})
+        module = call(get_model_builder(name), label, {**arguments, "weights": None})
         if channels != 3:
             _replace_stem(module, channels)
         return module

@@ -197,6 +197,10 @@ def write_quantised(path):
     torch.save({"w": torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8)}, path)
 
 
+def write_nested(path):
+    torch.save({"w": torch.nested.nested_tensor([torch.ones(2)])}, path)
+
+
 def saved(value):
     return lambda path: torch.save(value, path)
 
@@ -232,10 +236,11 @@ def saved(value):
         (saved({"a.weight": torch.ones(4, 4).to(torch.float8_e4m3fn)}), "quantised"),
         (saved({"a.weight": torch.eye(3).to_sparse()}), "of layout torch.sparse_coo"),
         (saved({"a.weight": torch.ones(3, device="meta")}), "without values"),
+        (write_nested, "torch._utils._rebuild_nested_tensor"),
         (saved({"student": {"w": torch.ones(2)}, "teacher": {"w": torch.ones(2)}}), "'student', 'teacher'"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*quantize.*:UserWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_what_is_no_usable_checkpoint_is_refused_in_one_line(tmp_path, write, said):
     path = tmp_path / "x.pth"
     write(path)
@@ -304,6 +309,18 @@ def test_a_newer_pickle_protocol_is_named(tmp_path):
     with pytest.raises(ModelError, match="protocol that cannot be read without running it"):
         read_checkpoint(path)
     assert same(read_checkpoint(path, trust_pickle=True).tensors)
+
+
+def test_a_dictionary_that_refers_to_itself_is_no_obstacle(tmp_path):
+    value = {"state_dict": WEIGHTS}
+    value["self"] = value
+    torch.save(value, tmp_path / "x.pt")
+    assert same(read_checkpoint(tmp_path / "x.pt").tensors)
+
+
+def test_a_path_that_cannot_be_is_refused():
+    with pytest.raises(ModelError, match="too long"):
+        read_checkpoint("x" * 5000)
 
 
 def test_half_precision_and_counters_are_fine(tmp_path):

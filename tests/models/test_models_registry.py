@@ -14,6 +14,8 @@ from adaptify.models import Architecture, names, resolve
 from adaptify.models.registry import SOURCES
 from adaptify.models.skeleton import has_meta
 
+GOOD = resolve("torchvision:resnet18").to_json()
+
 
 @pytest.mark.parametrize(
     ("given", "full"),
@@ -173,6 +175,7 @@ def test_heads_that_only_training_uses_are_left_out_and_known():
         ("resnet18", {"weights": "DEFAULT"}, "'weights' cannot be given"),
         ("timm:resnet10t", {"pretrained": True}, "'pretrained' cannot be given"),
         ("timm:resnet10t", {"checkpoint_path": "x"}, "'checkpoint_path' cannot be given"),
+        ("timm:resnet10t", {"model_name": "hf-hub:x/y"}, "'model_name' cannot be given"),
         ("adaptify:cifar_resnet20", {"shortcut": "C"}, "unknown shortcut option 'C'"),
     ],
 )
@@ -205,11 +208,30 @@ def test_an_architecture_survives_json(architecture):
 
 
 @pytest.mark.parametrize(
-    "value", [None, {}, {"name": "x"}, {"name": "x", "kwargs": {}, "input": {"channels": 3}}, 3]
+    "value",
+    [
+        None,
+        {},
+        {"name": "x"},
+        {"name": "x", "kwargs": {}, "input": {"channels": 3}},
+        {**GOOD, "input": {**GOOD["input"], "height": 0}},
+        {**GOOD, "input": {**GOOD["input"], "mean": [0.5]}},
+        {**GOOD, "input": {**GOOD["input"], "std": ["a"] * 3}},
+        3,
+    ],
 )
 def test_what_is_no_architecture_is_refused(value):
     with pytest.raises(ModelError):
         Architecture.from_json(value)
+
+
+@pytest.mark.parametrize(
+    "name", ["torchvision:raft_large", "timm:hf-hub:some/where", "adaptify:x", "no reference"]
+)
+def test_a_name_from_a_file_is_built_only_if_it_is_known(name):
+    value = {**resolve("resnet18").to_json(), "name": name}
+    with pytest.raises(UsageError, match="unknown architecture"):
+        Architecture.from_json(value).build()
 
 
 def test_only_registered_architectures_are_public():
