@@ -400,9 +400,9 @@ def test_traces_in_a_second(family):
     trace(family.model, family.input_shape)
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         trace(family.model, family.input_shape)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     print(f"\n{family.name}: traced in {min(times):.2f} s")
-    # A second on a quiet machine; others may share this one.
+    # Seconds of processor time: others may share the machine, and half of it goes when they do.
     assert min(times) < 3
