@@ -72,11 +72,11 @@ class ChannelCost:
         )
 
     def of_counts(self, counts: Tensor) -> Tensor:
-        """Return the MACs (a scalar) when the groups keep `counts` (G,) channels, int64 or floating.
+        """Return the MACs (...) when the groups keep `counts` (..., G) channels, int64 or floating.
 
         Exact as long as no group is empty: what an empty group takes with it is not looked at.
         """
-        return self._per_node(counts).sum()
+        return self._per_node(counts).sum(-1)
 
     def macs(self, keep: Mapping[str, Tensor]) -> int:
         """Return the exact MACs of the network that `surgery.remove_channels` makes of these masks (bool).
@@ -86,7 +86,8 @@ class ChannelCost:
         """
         live = find_live(self.channels, keep)
         computed = torch.tensor([live.computed(node) for node in self._nodes], dtype=torch.bool)
-        return int(self._per_node(self.counts(keep))[computed].sum())
+        counts = self.counts({name: mask.bool() for name, mask in keep.items()})
+        return int(self._per_node(counts)[computed].sum())
 
     def soft_macs(self, keep: Mapping[str, Tensor]) -> Tensor:
         """Return the MACs (a scalar) for masks in [0, 1] (floating), with a gradient for each of them.
@@ -96,16 +97,12 @@ class ChannelCost:
         return self.of_counts(self.counts({name: mask.double() for name, mask in keep.items()}))
 
     def _per_node(self, counts: Tensor) -> Tensor:
-        dtype = torch.float64 if counts.is_floating_point() else torch.int64
-        counts = counts.to(dtype)
-        reads, writes, inputs, outputs, coefficient = (
-            table.to(counts)
-            for table in (self._reads, self._writes, self._inputs, self._outputs, self._coefficient)
-        )
-        # Not a matrix product: integers have to stay integers.
-        read = inputs + (reads * counts).sum(1)
-        written = outputs + (writes * counts).sum(1)
-        return coefficient * read * written
+        """MACs (..., nodes); in float64 for any floating counts, in integers for integers."""
+        counts = counts.to(torch.float64 if counts.is_floating_point() else torch.int64).unsqueeze(-2)
+        # Not matrix products: there are none for integers.
+        read = self._inputs.to(counts) + (self._reads.to(counts) * counts).sum(-1)
+        written = self._outputs.to(counts) + (self._writes.to(counts) * counts).sum(-1)
+        return self._coefficient.to(counts) * read * written
 
 
 class _Row:

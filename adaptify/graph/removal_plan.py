@@ -1,4 +1,4 @@
-"""Which channels were kept, as JSON: made once, replayed on a freshly built network of the same architecture."""
+"""Which channels were kept, as JSON: made once, replayed on a freshly built network."""
 
 from __future__ import annotations
 

@@ -90,10 +90,36 @@ class Recorder(fx.Interpreter):
                 "Give the size the network was made for with --input-size.",
             ) from error
 
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a module, or skip one that would only yield its input's shape (slow on meta)."""
+        if len(args) == 1 and not kwargs and _keeps_shape(self.fetch_attr(target), args[0]):
+            return torch.empty_like(args[0])
+        return super().call_module(target, args, kwargs)
+
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and keep its value."""
         self._values[n] = super().run_node(n)
         return self._values[n]
+
+
+# Modules that cost nothing under any counting convention, and yield what has their input's shape.
+_POINTWISE = (
+    nn.Identity, nn.Dropout, nn.Hardtanh, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.SiLU, nn.GELU
+)  # fmt: skip
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def _keeps_shape(module: Any, value: Any) -> bool:
+    """Whether `module` accepts `value` (a meta tensor) and yields a tensor like it."""
+    if not isinstance(value, Tensor) or not value.is_meta:
+        return False
+    if module._forward_hooks or module._forward_pre_hooks:
+        return False
+    if type(module) in _BATCH_NORMS:
+        return value.dim() > 2 and value.shape[1] == module.num_features
+    if type(module) is nn.LayerNorm:
+        return tuple(value.shape[-len(module.normalized_shape) :]) == module.normalized_shape
+    return type(module) in _POINTWISE
 
 
 def _is_literal(value: Any) -> bool:

@@ -144,7 +144,12 @@ class _Rebuild:
         if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
             return tuple(self._cut(item) for item in value)
         line = self._line(value) if isinstance(value, Tensor) else None
-        return value if line is None else value.index_select(line[0], line[1].nonzero().flatten())
+        if line is None:
+            return value
+        axis, stays = line
+        shape = list(value.shape)
+        shape[axis] = int(stays.sum())
+        return compact(value)[0].index_select(axis, stays.nonzero().flatten()).expand(shape)
 
     # Nodes.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 
@@ -27,7 +28,13 @@ from adaptify.models.cifar_resnet import CifarResNet
 
 def test_families_compute_the_same_without_closed_channels(family):
     channels = find_channels(trace(scramble(copy.deepcopy(family.model)), family.input_shape))
-    for seed, rate in enumerate((0.9, 0.5, 0.02)):
+    check_removal(channels, random_keep(channels, 0.5))
+
+
+@pytest.mark.slow
+def test_families_bear_extreme_removals(family):
+    channels = find_channels(trace(scramble(copy.deepcopy(family.model)), family.input_shape))
+    for seed, rate in enumerate((0.97, 0.2, 0.0)):
         check_removal(channels, random_keep(channels, rate, seed))
 
 
@@ -241,12 +248,14 @@ def test_any_masks_of_a_small_network_are_exact(data):
         group.name: torch.tensor(data.draw(st.lists(st.booleans(), min_size=group.size, max_size=group.size)))
         for group in channels.removable
     }
-    try:
+    # Without a stream there is no network; without a branch there is.
+    refused = (
+        contextlib.nullcontext()
+        if keep["stem"].any()
+        else pytest.raises(ModelError, match="nothing connects")
+    )
+    with refused:
         check_removal(channels, keep)
-    except ModelError as error:
-        # The stream itself may be emptied; a branch may not make that an error.
-        assert "nothing connects" in error.message
-        assert not keep["stem"].any()
 
 
 _SMALL = analyse(_residual())

@@ -1,0 +1,162 @@
+"""Which channels to keep so that a network costs a given part of its MACs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adaptify.errors import TargetError, UsageError
+from adaptify.graph.channel_cost import ChannelCost
+from adaptify.graph.grouping import ChannelGroup
+
+TOLERANCE = 0.01
+"""How far the MACs may be from the target, as a part of the target."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Channels to keep.
+
+    Attributes:
+        keep: Group name -> (size,) bool.
+        macs: What the network costs with them, exactly.
+        fraction: `macs` as a part of the MACs of the whole network.
+        round_to: The multiple of channels that was kept to where groups are large enough; smaller than
+            what was asked for where the target could not be met otherwise.
+    """
+
+    keep: dict[str, Tensor]
+    macs: int
+    fraction: float
+    round_to: int
+
+
+def select_channels(
+    cost: ChannelCost, scores: Mapping[str, Tensor], target: float, *, round_to: int = 16
+) -> Selection:
+    """Keep the channels with the highest scores, over all groups, within `target` of the MACs.
+
+    Channels are taken in chunks of `round_to`, the best of a group first, and no group is emptied. A group
+    with fewer than four such chunks is cut into smaller ones, by halves: 16 channels into four times four.
+
+    Args:
+        cost: The cost of the network's channels.
+        scores: Group name -> (size,), comparable between groups.
+        target: Fraction of the MACs to keep, in (0, 1].
+        round_to: Multiple of channels to keep, 1 for any number.
+
+    Raises:
+        UsageError: The target or the multiple makes no sense.
+        TargetError: No choice of channels is within 1% of the target; the message names what is.
+    """
+    if not 0 < target <= 1:
+        raise UsageError(f"a target of {target} is not in (0, 1]", "Give the fraction of MACs to keep: 0.5.")
+    if round_to < 1:
+        raise UsageError(f"cannot round channels to multiples of {round_to}", "Use 1 for any number.")
+    goal = int(cost.total * target)
+    while True:
+        chunks = _Chunks(cost, scores, round_to)
+        counts = chunks.choose(goal)
+        macs = int(cost.of_counts(counts))
+        if abs(macs - goal) <= TOLERANCE * goal:
+            return Selection(chunks.masks(counts), macs, macs / cost.total, round_to)
+        if round_to == 1:
+            raise _missed(cost, target, macs)
+        round_to //= 2
+
+
+def _missed(cost: ChannelCost, target: float, macs: int) -> TargetError:
+    if macs > cost.total * target:
+        return TargetError(
+            f"{target:.3g} of the MACs cannot be reached: the least is {macs / cost.total:.3g} ({macs:,})",
+            "Ask for more, or remove whole blocks first.",
+        )
+    return TargetError(
+        f"no choice of channels is within 1% of {target:.3g} of the MACs; the nearest below is "
+        f"{macs / cost.total:.3g} ({macs:,} MACs)",
+        "Ask for that.",
+    )
+
+
+class _Chunks:
+    """The channels of all groups in the order in which they would be kept, in chunks.
+
+    Attributes:
+        least: (G,) what every group keeps, its first chunk.
+        group: (chunks,) index of the group of each further chunk, most important chunk first.
+        size: (chunks,) how many channels it adds.
+    """
+
+    def __init__(self, cost: ChannelCost, scores: Mapping[str, Tensor], round_to: int) -> None:
+        self.cost = cost
+        groups = cost.channels.removable
+        self.order = [torch.argsort(scores[g.name], descending=True, stable=True) for g in groups]
+        least, group, size, score = [], [], [], []
+        for index, (item, order) in enumerate(zip(groups, self.order, strict=True)):
+            chunk = _chunk_size(item, round_to)
+            ranked = scores[item.name][order].split(chunk)
+            least.append(len(ranked[0]))
+            group += [index] * (len(ranked) - 1)
+            size += [len(part) for part in ranked[1:]]
+            score += [float(part.mean()) for part in ranked[1:]]
+        self.least = torch.tensor(least, dtype=torch.int64)
+        # Equal scores keep the order inside a group.
+        by_score = torch.argsort(torch.tensor(score), descending=True, stable=True)
+        self.group = torch.tensor(group, dtype=torch.int64)[by_score]
+        self.size = torch.tensor(size, dtype=torch.int64)[by_score]
+
+    def choose(self, goal: int) -> Tensor:
+        """Return counts (G,) that cost as much as possible, but not more than `goal`; at least `least`."""
+        low, high = 0, len(self.group)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if int(self.cost.of_counts(self._first(middle))) <= goal:
+                low = middle
+            else:
+                high = middle - 1
+        return self._fill(self._first(low), low, goal)
+
+    def _first(self, count: int) -> Tensor:
+        return self.least.index_add(0, self.group[:count], self.size[:count])
+
+    def _fill(self, counts: Tensor, taken: int, goal: int) -> Tensor:
+        """Add the best chunks that still fit, each after the better ones of its group."""
+        group, size = self.group[taken:], self.size[taken:]
+        while len(group) and int(self.cost.of_counts(counts)) < (1 - TOLERANCE) * goal:
+            # The first chunk that is left of each group.
+            first = torch.full((len(counts),), len(group)).scatter_reduce_(
+                0, group, torch.arange(len(group)), "amin"
+            )
+            candidates = first[first < len(group)].sort().values
+            trials = counts.expand(len(candidates), -1).clone()
+            trials[torch.arange(len(candidates)), group[candidates]] += size[candidates]
+            fits = (self.cost.of_counts(trials) <= goal).nonzero().flatten()
+            if not len(fits):
+                break
+            chosen = candidates[fits[0]]
+            counts = trials[fits[0]]
+            rest = torch.arange(len(group)) != chosen
+            group, size = group[rest], size[rest]
+        return counts
+
+    def masks(self, counts: Tensor) -> dict[str, Tensor]:
+        """Return the masks that keep the best `counts` (G,) channels of the groups."""
+        keep = {}
+        for group, order, count in zip(
+            self.cost.channels.removable, self.order, counts.tolist(), strict=True
+        ):
+            keep[group.name] = torch.zeros(group.size, dtype=torch.bool)
+            keep[group.name][order[:count]] = True
+        return keep
+
+
+def _chunk_size(group: ChannelGroup, round_to: int) -> int:
+    """Choices of `group` that make `round_to` channels of the layer that writes them, or a part of that."""
+    width = group.of_kind("write")[0].positions.shape[1]
+    chunk = max(1, round_to // width)
+    while chunk > 1 and group.size < 4 * chunk:
+        chunk //= 2
+    return chunk
