@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from adaptify.errors import ModelError, TargetError, UsageError
-from adaptify.files import atomic_write
+from adaptify.files import atomic_write, write_tensors
 from adaptify.gates.exit_head import ExitHead
 from adaptify.graph.cost import CostModel
 from adaptify.graph.sites import ExitSite, find_exits
@@ -43,7 +42,7 @@ def save(model: AdaptiveModel, path: str | os.PathLike[str]) -> None:
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()
     }
     with atomic_write(target) as temporary:
-        save_file(tensors, temporary, metadata={FORMAT: plan.dumps()})
+        write_tensors(temporary, tensors, {FORMAT: plan.dumps()})
         _verify(model, tensors, temporary)
 
 

@@ -25,7 +25,7 @@ Checkpoint = Annotated[
     ),
 ]
 RecipeCheckpoint = Annotated[
-    Path | None,
+    str | None,
     typer.Argument(
         metavar="CKPT",
         show_default=False,

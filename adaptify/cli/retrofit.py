@@ -81,10 +81,10 @@ def retrofit(
     \b
     Examples:
       adaptify retrofit resnet56.th --data cifar10:data --max-drop 0.5
-      adaptify retrofit model.pth --data images --sites 'layer2.*,layer3' --max-macs 0.6
+      adaptify retrofit model.pth --data images --sites 'layer2.*' --max-macs 0.6
       adaptify retrofit model.pth --data images --dry-run
-      adaptify retrofit resnet56.th --recipe dgate/resnet56_cifar10 --data cifar10:data
-      adaptify retrofit --recipe runs/resnet56-dgate-001/recipe.yaml train.epochs=40
+      adaptify retrofit resnet56.th -r dgate/resnet56_cifar10 --data cifar10:data
+      adaptify retrofit -r runs/resnet56-dgate-001/recipe.yaml train.epochs=40
     """
     from adaptify.cli import values
     from adaptify.cli.console import Console
@@ -128,11 +128,11 @@ def retrofit(
         _work(resolved, output, force, console)
 
 
-def _file_and_words(checkpoint: Path | None, words: list[str]) -> tuple[str | None, list[str]]:
+def _file_and_words(checkpoint: str | None, words: list[str]) -> tuple[str | None, list[str]]:
     """Tell the checkpoint from the first KEY=VALUE word, when the recipe names the checkpoint."""
-    if checkpoint is not None and "=" in checkpoint.name and not checkpoint.exists():
-        return None, [str(checkpoint), *words]
-    return None if checkpoint is None else str(checkpoint), words
+    if checkpoint is not None and "=" in checkpoint and not Path(checkpoint).exists():
+        return None, [checkpoint, *words]
+    return checkpoint, words
 
 
 def _target(request: Mapping[str, Any]) -> dict[str, Any]:

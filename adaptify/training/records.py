@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from adaptify.errors import UsageError
-from adaptify.files import atomic_write
+from adaptify.files import atomic_write, write_tensors
 from adaptify.runtime.policy import SCORES, ThresholdPolicy
 
 
@@ -66,7 +66,7 @@ def save_records(records: dict[str, ExitRecords], path: str | os.PathLike[str]) 
         for field in ("scores", "predictions", "labels")
     }
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "adaptify.records", "version": "1"})
+        write_tensors(temporary, tensors, {"format": "adaptify.records", "version": "1"})
 
 
 def load_records(path: str | os.PathLike[str]) -> dict[str, ExitRecords]:

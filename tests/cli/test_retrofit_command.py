@@ -215,6 +215,9 @@ def test_checkpoint_and_data_must_come_from_somewhere(home: Path, cli: Cli) -> N
     assert said.code == 2
     assert "no checkpoint" in said.err
     assert cli("retrofit", "data.source=digits", "model.checkpoint=digits.pt", "--dry-run").code == 0
+    said = cli("retrofit", "model.checkpoint=./no/such.pt", "data.source=digits")
+    assert said.code == 2
+    assert "there is no file no/such.pt" in said.err
 
 
 def test_overrides_beat_options_and_are_kept(home: Path, cli: Cli) -> None:
