@@ -7,6 +7,7 @@ from the defaults, then the file, then the command line's options, then its `key
 from __future__ import annotations
 
 import math
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -158,6 +159,7 @@ def resolve(
         raise _explain(error, schema, places) from error
 
 
+@functools.cache
 def recipe_type(method: str) -> type[Recipe]:
     """The schema of recipes for `method`."""
     kind = find_method(method)

@@ -16,11 +16,11 @@ import statistics
 import torch
 from torch import Tensor
 
+from adaptify.gates.exit_head import ExitHead
 from adaptify.graph.cost import CostModel
 from adaptify.graph.placement import default_exits
 from adaptify.graph.sites import find_exits
 from adaptify.graph.trace import trace
-from adaptify.gates.exit_head import ExitHead
 from adaptify.models.registry import resolve
 from adaptify.runtime.adaptive import AdaptiveModel, Exit
 from adaptify.runtime.allocator import keep_freed_memory
@@ -77,12 +77,19 @@ def measure(name: str, batch: int, leave: list[float], rounds: int) -> dict[str,
         ours, theirs = interleaved([lambda: run(exiting), lambda: run(static)], rounds)
     kept = float(macs.double().mean()) / static.cost.total
     ratio = median_ratio(ours, theirs)
-    return {"ms": 1e3 * statistics.median(ours) / len(parts), "macs": kept, "time": ratio, "gap": ratio - kept}
+    return {
+        "ms": 1e3 * statistics.median(ours) / len(parts),
+        "macs": kept,
+        "time": ratio,
+        "gap": ratio - kept,
+    }
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--networks", default="adaptify:cifar_resnet56,torchvision:resnet50")
     parser.add_argument("--batches", default="1,8,64")
     parser.add_argument("--leave", default="0.3,0.3")
@@ -96,9 +103,8 @@ def main() -> None:
     for name in arguments.networks.split(","):
         for batch in map(int, arguments.batches.split(",")):
             row = measure(name, batch, leave, arguments.rounds)
-            print(
-                f"{name:28s} {batch:5d} {row['ms']:8.2f} {row['macs']:6.3f} {row['time']:6.3f} {row['gap']:+7.3f}"
-            )
+            figures = f"{row['ms']:8.2f} {row['macs']:6.3f} {row['time']:6.3f} {row['gap']:+7.3f}"
+            print(f"{name:28s} {batch:5d} {figures}")
 
 
 if __name__ == "__main__":

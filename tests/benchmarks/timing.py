@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 
 def interleaved(functions: Sequence[Callable[[], object]], rounds: int, warmup: int = 2) -> list[list[float]]:
-    """Run the functions in turn, A B A B ..., and return the seconds of each, `rounds` numbers per function."""
+    """Run the functions in turn, A B A B ..., and return the seconds of each: `rounds` numbers a function."""
     for _ in range(warmup):
         for function in functions:
             function()

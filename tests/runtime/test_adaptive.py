@@ -22,7 +22,9 @@ from adaptify.runtime.optimize import optimize
 from adaptify.runtime.policy import ThresholdPolicy, never_leave
 
 
-def with_exits(model: nn.Module, shape: tuple[int, int, int], names: list[str] | None = None) -> AdaptiveModel:
+def with_exits(
+    model: nn.Module, shape: tuple[int, int, int], names: list[str] | None = None
+) -> AdaptiveModel:
     """`model` with untrained exits at its default sites, or at those of the names."""
     traced = trace(model, shape)
     cost = CostModel(traced)
@@ -70,7 +72,9 @@ def expected(model: AdaptiveModel, batch: Tensor) -> tuple[Tensor, Tensor]:
         final, exits = model.dense(batch)
     logits, index = final.clone(), torch.full((len(batch),), len(exits))
     for row in range(len(batch)):
-        for place, (values, threshold) in enumerate(zip(exits.values(), model.policy.thresholds, strict=True)):
+        for place, (values, threshold) in enumerate(
+            zip(exits.values(), model.policy.thresholds, strict=True)
+        ):
             if values[row].max() >= threshold:
                 logits[row], index[row] = values[row], place
                 break
