@@ -6,8 +6,8 @@ from the defaults, then the file, then the command line's options, then its `key
 
 from __future__ import annotations
 
-import math
 import functools
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path

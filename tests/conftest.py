@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
+
+pytest_plugins = ["families"]
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Small networks are slower with several threads, and much slower on a machine that is busy.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

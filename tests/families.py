@@ -1,4 +1,4 @@
-"""Networks that the contracts of the graph room are held over."""
+"""Fixtures: the networks that contracts are held over."""
 
 from __future__ import annotations
 
