@@ -14,6 +14,7 @@ from adaptify.pipeline.inspect import Inspection, ModuleFacts
 from adaptify.text import percent, quantity, shape, whole
 
 _MOST_LINES = 60  # of the tree, unless a depth is given
+_MOST_GROUPS = 12  # of blocks
 
 
 def inspection(facts: Inspection, depth: int | None, every: bool) -> list[RenderableType]:
@@ -22,7 +23,7 @@ def inspection(facts: Inspection, depth: int | None, every: bool) -> list[Render
     Args:
         facts: The network.
         depth: Levels of modules to show; None: as many as fit in 60 lines.
-        every: List all cuts and all blocks, rather than outputs of modules and blocks by stage.
+        every: List all cuts and all blocks, rather than outputs of modules and groups of blocks.
     """
     title = (
         f"{facts.architecture}: {quantity(facts.parameters)} parameters, {quantity(facts.macs)} MACs, "
@@ -30,7 +31,7 @@ def inspection(facts: Inspection, depth: int | None, every: bool) -> list[Render
     )
     parts: list[RenderableType] = [*titled(title, _tree(facts.modules, depth)), "", *_exits(facts, every)]
     if facts.blocks:
-        blocks = _every_block(facts) if every else _blocks_by_stage(facts)
+        blocks = _every_block(facts) if every else _grouped_blocks(facts)
         parts += ["", *titled(f"Residual blocks ({len(facts.blocks)})", blocks)]
     return parts
 
@@ -91,13 +92,17 @@ def _every_block(facts: Inspection) -> Table:
     return rows
 
 
-def _blocks_by_stage(facts: Inspection) -> Table:
+def _grouped_blocks(facts: Inspection) -> Table:
+    """The blocks by the modules they are in, as far down the tree as there are few of those."""
     rows = table(["in", "blocks", "MACs", "of full", "MACs in shortcuts"])
 
-    def stage(block: BlockSite) -> str:
-        return block.name.rpartition(".")[0] or block.name
+    def module(block: BlockSite, level: int) -> str:
+        return ".".join(block.name.split(".")[:level])
 
-    for name, group in groupby(facts.blocks, stage):
+    deepest = max(block.name.count(".") + 1 for block in facts.blocks)
+    names = {level: {module(block, level) for block in facts.blocks} for level in range(1, deepest + 1)}
+    level = max((level for level in names if len(names[level]) <= _MOST_GROUPS), default=1)
+    for name, group in groupby(facts.blocks, lambda block: module(block, level)):
         blocks = list(group)
         macs = sum(block.macs for block in blocks)
         shortcuts = quantity(sum(block.shortcut_macs for block in blocks))

@@ -19,24 +19,25 @@ from adaptify.text import percent, points, printable, quantity, whole
 
 
 def table(columns: Sequence[str], left: int = 1) -> Table:
-    """Return an empty table whose first `left` columns hold words, the others numbers."""
+    """Return an empty table whose first `left` columns hold words, the others numbers.
+
+    Where there is no room for all, the words are cut off and the numbers are not.
+    """
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(columns))
     for index, column in enumerate(columns):
         words = index < left
-        made.add_column(
-            word(column, "dim"), justify="left" if words else "right", no_wrap=True, overflow="ellipsis"
-        )
+        made.add_column(word(column, "dim"), justify="left" if words else "right", no_wrap=not words)
     return made
 
 
 def word(text: str, style: str = "") -> Text:
-    """Return a name as rich text: whatever it holds is shown, and not obeyed."""
-    return Text(printable(text), style=style)
+    """Return a name for a table, in one line: whatever it holds is shown, and not obeyed."""
+    return Text(printable(text), style=style, no_wrap=True, overflow="ellipsis")
 
 
 def titled(title: str, body: Table) -> tuple[RenderableType, ...]:
     """Return what to show for a table with a title."""
-    return word(title, "bold"), body
+    return Text(printable(title), style="bold"), body
 
 
 def exits_planned(rows: Sequence[dict[str, Any]], total: int) -> Table:
@@ -71,7 +72,7 @@ def changes(before: Report, now: Report) -> tuple[RenderableType, ...]:
     made = promise(now)
     if made is None:
         return (shown,)
-    return shown, word(f"asked: {made.request}; held-out samples: {made.achieved}", "dim")
+    return shown, Text(f"asked: {made.request}; held-out samples: {made.achieved}", style="dim")
 
 
 def evaluation(result: Result) -> tuple[RenderableType, ...]:

@@ -118,4 +118,29 @@ def test_resnet50_fits_a_screen(home: Path, cli: Cli) -> None:
     assert lines.index("") <= 60
     assert max(map(len, lines)) <= 80
     assert [line.split()[1] for line in lines if line.startswith("* ")] == ["layer1", "layer2", "layer3"]
-    assert "Residual blocks (16)" in lines
+    # Sixteen blocks are too many to list: they are shown by stage.
+    blocks = [line.split()[:2] for line in lines[lines.index("Residual blocks (16)") + 2 :]]
+    assert blocks == [["layer1", "3"], ["layer2", "4"], ["layer3", "6"], ["layer4", "3"]]
+
+
+def test_long_names_are_cut_and_numbers_are_not(home: Path, cli: Cli) -> None:
+    Path("deep.py").write_text(
+        "from torch import nn\n"
+        "def deep():\n"
+        "    inner = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))\n"
+        "    names = ('a_rather_long_name', 'for_a_module_in_a_module', 'with_convolutions_in_it')\n"
+        "    for name in names:\n"
+        "        inner = nn.Sequential(__import__('collections').OrderedDict([(name, inner)]))\n"
+        "    return nn.Sequential(inner, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))\n"
+    )
+    from adaptify.models.user_code import import_callable
+
+    torch.save(import_callable("deep:deep")().state_dict(), "deep.pth")
+    said = cli("inspect", "deep.pth", "--arch", "deep:deep", "--input-size", "32", "--all", "--depth", "9")
+    assert said.code == 0, said.err
+    assert max(map(len, said.out.splitlines())) <= 80
+    macs = 32 * 32 * 9 * (3 * 8 + 8 * 8)
+    assert macs == 811_008
+    row = next(line for line in said.out.splitlines() if "with_convolutions_in_it" in line)
+    assert row.endswith("811.0 k")
+    assert "…" in said.out
