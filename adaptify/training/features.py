@@ -85,14 +85,15 @@ class _Writer:
         self._exact = exact
         self._folder: Path | None = None
         self._sites: dict[str, SiteRows] = {}
-        self._labels: list[Tensor] = []
+        # One growing buffer: many small tensors, alive between large ones that come and go, would
+        # fragment the heap.
+        self._labels = SiteRows.create(1, np.dtype(np.int64))
         self._notes: list[str] = []
-        self._images = 0
         self._files = 0
         self._on_close: Callable[[], object] = lambda: None
 
     def add(self, values: Mapping[str, Tensor], labels: Tensor) -> None:
-        if self._labels and values.keys() != self._sites.keys():
+        if len(self._labels) and values.keys() != self._sites.keys():
             raise UsageError(f"features of {sorted(values)} follow features of {sorted(self._sites)}")
         for name, value in values.items():
             if value.dim() != 2 or len(value) != len(labels):
@@ -101,17 +102,16 @@ class _Writer:
                     "Pool them to (N, D).",
                 )
             self._append(name, value.detach().cpu())
-        self._labels.append(labels.detach().cpu().to(torch.int64, copy=True))
-        self._images += len(labels)
+        self._labels.append(labels.unsqueeze(1).cpu().numpy())
         if self._folder is None and sum(rows.nbytes for rows in self._sites.values()) > self._ram_limit:
             self._spill()
 
     def finish(self, buffer_bytes: int) -> FeatureCache:
-        if not self._images:
+        if not len(self._labels):
             raise UsageError("no images to compute features of", "Check the data set and its split.")
         cache = FeatureCache(
             self._sites,
-            torch.cat(self._labels),
+            self._labels.tensor().flatten(),
             notes=tuple(self._notes),
             folder=self._folder,
             buffer_bytes=buffer_bytes,
@@ -135,7 +135,7 @@ class _Writer:
             stored = value.float() if name in self._exact else value.half()
         if not torch.isfinite(stored).all():
             if not torch.isfinite(value).all():
-                image = self._images + int((~torch.isfinite(value)).any(dim=1).nonzero()[0])
+                image = len(self._labels) + int((~torch.isfinite(value)).any(dim=1).nonzero()[0])
                 raise ModelError(
                     f"the network gives NaN or infinity at '{name}' for image {image}",
                     "Check the checkpoint for NaN, and the mean and std of the input.",

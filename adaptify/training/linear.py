@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,7 +60,7 @@ def train_linear_gates(
     Args:
         cache: Features (N, D) of every site.
         classes: M.
-        sites: The sites to train gates for; all in the cache by default.
+        sites: The sites to train gates for; all with floating point values by default.
         loss: A key of `LOSSES`.
         l2: Strength of the penalty.
         epochs: Passes over the samples; by default 20, or more until 4000 steps are taken.
@@ -90,8 +91,10 @@ def train_linear_gates(
         )
     if epochs is None:
         epochs = max(20, _MIN_STEPS // max(1, round(len(cache) / batch_size)))
+    if sites is None:
+        sites = [name for name, rows in cache.sites.items() if rows.dtype.kind == "f"]
     solver = _Solver(LOSSES[loss], classes, l2, epochs, lr, batch_size, seed, torch.device(device))
-    return {name: solver.solve(cache, name, progress) for name in sites or cache.sites}
+    return {name: solver.solve(cache, name, progress) for name in sites}
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ class _Solver:
 def _standardisation(rows: SiteRows) -> tuple[Tensor, Tensor]:
     """Mean and 1 / standard deviation of every feature, (D,) float64.
 
-    A feature that varies by less than float16 rounds it by gets scale 0, and so weight 0.
+    A feature that varies by no more than its type rounds it gets scale 0, and so weight 0.
     """
     first = torch.zeros(rows.width, dtype=torch.float64)
     deviation, squares = torch.zeros_like(first), torch.zeros_like(first)
@@ -160,4 +163,5 @@ def _standardisation(rows: SiteRows) -> tuple[Tensor, Tensor]:
     offset = deviation / len(rows)
     std = (squares / len(rows) - offset**2).clamp(min=0).sqrt()
     mean = first + offset
-    return mean, torch.where(std > 1e-3 * mean.abs(), 1 / std, 0.0)
+    rounding = float(np.finfo(rows.dtype).eps) * mean.abs()
+    return mean, torch.where(std > rounding, 1 / std, 0.0)

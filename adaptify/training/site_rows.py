@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adaptify.errors import AdaptifyError
 
-_BLOCK_BYTES = 4 << 20
+_BLOCK_BYTES = 1 << 20
 
 
 class SiteRows:

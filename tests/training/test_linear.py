@@ -182,6 +182,23 @@ def test_features_that_never_vary_get_no_weight() -> None:
     assert bias.isfinite().all()
 
 
+def test_a_small_variation_counts_where_it_was_not_rounded_away() -> None:
+    labels = torch.arange(200) % 2
+    values = 1000 + 0.01 * labels.unsqueeze(1).float()
+    batches = [(r, labels[r]) for r in torch.arange(200).split(50)]
+    with cache_features(lambda r: {"exact": values[r], "half": values[r]}, batches, exact=["exact"]) as cache:
+        gates = train_linear_gates(cache, 2, epochs=2)
+
+    assert gates["exact"].weight.count_nonzero() == 2
+    assert gates["half"].weight.count_nonzero() == 0
+
+
+def test_integers_beside_the_features_are_no_sites_by_default() -> None:
+    values, labels = clusters(100, 4, 3, spread=1.0)
+    with cached(labels, layer1=values, predicted=labels.unsqueeze(1)) as cache:
+        assert list(train_linear_gates(cache, 3, epochs=1)) == ["layer1"]
+
+
 def test_few_samples_get_as_many_steps_as_many_samples() -> None:
     values, labels = clusters(40, 4, 3, spread=0.1)
     with cached(labels, site=values) as cache:
