@@ -9,6 +9,9 @@ import typer
 
 from adaptify.cli.options import Force, Json, Quiet, Seed, Verbose
 
+# Of 1,438 training digits so many are needed to tell half a point of accuracy apart.
+_HOLDOUT = 0.4
+
 
 def demo(
     output: Annotated[
@@ -46,10 +49,13 @@ def demo(
     run = output / "run"
     accuracy = train_digits(checkpoint, seed=seed, force=force, progress=console)
     console.say(f"{checkpoint}: a residual network that reads {percent(accuracy)} of the test digits")
-    console.say(f"\n$ adaptify retrofit {checkpoint} --method dgate --data {DATA} --max-drop 0.5 -o {run}")
+    console.say(
+        f"\n$ adaptify retrofit {checkpoint} --method dgate --data {DATA} --holdout {_HOLDOUT} --max-drop 0.5 -o {run}"
+    )
     options = {
         "model.checkpoint": str(checkpoint),
         "data.source": DATA,
+        "data.holdout": _HOLDOUT,
         "calibrate.max_drop": 0.5,
         "run.seed": seed,
     }

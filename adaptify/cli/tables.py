@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adaptify.pipeline.evaluate import Result
-from adaptify.report.derive import promise
+from adaptify.report.derive import target
 from adaptify.report.schema import Report
 from adaptify.text import percent, points, printable, quantity, whole
 
@@ -69,7 +69,7 @@ def changes(before: Report, now: Report) -> tuple[RenderableType, ...]:
     for exits in zip(before.exits[:-1], now.exits[:-1], strict=True):
         shown.add_row(word(f"Threshold at {exits[0].name}"), "", *(_limit(item.threshold) for item in exits))
         shown.add_row("  leave there", "", *(percent(item.share) for item in exits))
-    made = promise(now)
+    made = target(now)
     if made is None:
         return (shown,)
     return shown, Text(f"asked: {made.request}; held-out samples: {made.achieved}", style="dim")

@@ -30,6 +30,8 @@ from adaptify.training.linear import train_linear_gates
 from adaptify.training.records import ExitRecords
 
 _OUTPUT = "the network's own prediction"
+# Global averages of so few channels hardly tell classes apart.
+_NARROW = 64
 
 
 class Gates(Section):
@@ -39,11 +41,14 @@ class Gates(Section):
         sites: Names or globs of exit sites; None puts one after every stage but the last.
         pool: Side k of the k x k average that a gate sees; 1 is the global average.
         loss: `hinge` (one-vs-rest, the paper's), or `cross_entropy` (its Experiment 1).
+        score: What is held against the threshold: `distance` (the paper's Algorithm 1), `margin` (to the
+            next class) or `confidence`; None takes distance for hinge, confidence for cross-entropy.
     """
 
     sites: tuple[str, ...] | None = None
     pool: int = Field(default=1, ge=1, le=16)
     loss: Literal["hinge", "cross_entropy"] = "hinge"
+    score: Literal["distance", "margin", "confidence"] | None = None
 
 
 class Train(Section):
@@ -81,7 +86,7 @@ class DGate(Method):
     @property
     def score(self) -> str:
         """Distance to a boundary (Algorithm 1), or confidence for gates trained with cross-entropy."""
-        return "distance" if self.gates.loss == "hinge" else "confidence"
+        return self.gates.score or ("distance" if self.gates.loss == "hinge" else "confidence")
 
     def place(self, traced: Traced, cost: CostModel, classes: int) -> tuple[PlaceExit, ...]:
         """Put a gate after every stage but the last, or at the sites that were named."""
@@ -133,8 +138,18 @@ class DGate(Method):
                     "forward_pass_s": cached - started,
                     "gate_training_s": time.perf_counter() - cached,
                 },
-                notes=train.notes,
+                notes=(*train.notes, *self._advice(model)),
             )
+
+    def _advice(self, model: AdaptiveModel) -> tuple[str, ...]:
+        """What the user could try when gates have too little to go by."""
+        narrow = [item.site.name for item in model.exits if item.head.linear.in_features < _NARROW]
+        if not narrow:
+            return ()
+        return (
+            f"the gates at {', '.join(narrow)} see fewer than {_NARROW} features: gates.pool=4 lets them see "
+            "where in the image things are, and more samples leave",
+        )
 
     def _cache(
         self,

@@ -66,7 +66,9 @@ def calibrate(
         file=run / folder.RECIPE,
         options={f"calibrate.{key}": request.get(key) for key in _REQUESTS},
     )
-    calibrate_model(model, records["holdout"], request, score=make_method(recipe).score)
+    doubts = calibrate_model(model, records["holdout"], request, score=make_method(recipe).score)
+    for note in doubts:
+        progress.note(note)
     # The time of the last real run was another operating point's.
     timing = {key: value for key, value in before.timing.items() if key != "evaluation_s"}
     report = build_report(

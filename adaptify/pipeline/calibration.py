@@ -11,10 +11,13 @@ from adaptify.runtime.policy import ThresholdPolicy
 from adaptify.training.calibrate import Frontier, OperatingPoint, evaluate_thresholds, search_thresholds
 from adaptify.training.records import ExitRecords
 
+# A request that is worth fewer samples than this is decided by chance.
+_FEWEST = 10
+
 
 def calibrate_model(
     model: AdaptiveModel, holdout: ExitRecords, request: Mapping[str, Any], *, score: str
-) -> None:
+) -> tuple[str, ...]:
     """Set `model.policy` to what `request` asks for, and put frontier and choice into `model.plan`.
 
     Args:
@@ -22,6 +25,9 @@ def calibrate_model(
         holdout: What every exit says about the samples to choose on; the network is not run.
         request: `max_drop` (points of top-1) and/or `max_macs` (fraction kept), or `thresholds`.
         score: Which score of an exit the records hold.
+
+    Returns:
+        What the user should know about the choice.
 
     Raises:
         TargetError: Nothing on the frontier fits the request.
@@ -44,6 +50,17 @@ def calibrate_model(
             "calibration": _calibration(frontier, point, len(holdout.labels), request),
         }
         model.plan = model.plan.model_copy(update=found)
+    return _doubts(len(holdout.labels), request)
+
+
+def _doubts(samples: int, request: Mapping[str, Any]) -> tuple[str, ...]:
+    wrong = samples * float(request.get("max_drop") or 0) / 100
+    if not 0 < wrong < _FEWEST:
+        return ()
+    return (
+        f"{request['max_drop']:g} points of {samples} held-out samples are {wrong:.1f} samples: accuracy on "
+        "other data may drop by more; hold out more with --holdout",
+    )
 
 
 def _calibration(

@@ -103,7 +103,9 @@ def retrofit(
         fitted = method.fit(model, data, context)
         shutil.rmtree(context.scratch)
         model.plan = plan_for(recipe, network, before.steps)
-        calibrate_model(model, fitted.holdout, recipe.calibrate.request(), score=method.score)
+        doubts = calibrate_model(model, fitted.holdout, recipe.calibrate.request(), score=method.score)
+        for note in (*fitted.notes, *doubts):
+            progress.note(note)
         artifact.save(model, run.work / folder.MODEL)
         # What is reported was measured on the file that was written, really skipping.
         written = artifact.load(run.work / folder.MODEL, trust_code=True)
@@ -128,7 +130,7 @@ def retrofit(
             evaluation,
             fitted.test,
             timing=timing,
-            notes=[*network.notes, *fitted.notes],
+            notes=[*data.notes, *network.notes, *fitted.notes, *doubts],
         )
         write_recipe(recipe, run.work / folder.RECIPE)
         write_text(run.work / folder.ENVIRONMENT, json.dumps(describe_environment(), indent=1) + "\n")

@@ -11,24 +11,25 @@ from adaptify.text import percent, points, quantity
 
 
 @dataclass(frozen=True)
-class Promise:
+class Target:
     """What calibration was asked for, and what it got.
 
     Attributes:
         request: The request in words.
         achieved: What the calibration samples gave, in words.
-        test: What the test samples gave, in words: the promise is not made on these.
-        kept: Whether the calibration samples meet the request; `None` where nothing was promised.
+        test: What the test samples gave, in words.
+        met: Whether the test samples meet the request; `None` where nothing was asked for. They had no
+            part in the choice: meeting it on the calibration samples says nothing.
     """
 
     request: str
     achieved: str
     test: str
-    kept: bool | None
+    met: bool | None
 
 
-def promise(report: Report) -> Promise | None:
-    """Return the calibration's promise, or `None` for a report without calibration."""
+def target(report: Report) -> Target | None:
+    """Return what calibration was asked for and what came of it; `None` for a report without calibration."""
     calibration = report.calibration
     if calibration is None:
         return None
@@ -40,22 +41,22 @@ def promise(report: Report) -> Promise | None:
     request = calibration.request
     if request.get("max_drop") is not None:
         allowed = float(request["max_drop"])
-        return Promise(
+        return Target(
             f"lose at most {allowed:g} points of accuracy",
             _lost(drop),
             _lost(test_drop),
-            100 * drop <= allowed + 1e-6,
+            100 * test_drop <= allowed + 1e-6,
         )
     if request.get("max_macs") is not None:
         allowed = float(request["max_macs"])
         kept = None if operating is None else operating[0]
-        return Promise(
+        return Target(
             f"keep at most {percent(allowed)} of the MACs",
             "not recorded" if kept is None else f"{percent(kept)} kept",
             f"{percent(report.after.kept)} kept",
-            None if kept is None else kept <= allowed + 1e-6,
+            report.after.kept <= allowed + 1e-6,
         )
-    return Promise("thresholds given by hand", _lost(drop), _lost(test_drop), None)
+    return Target("thresholds given by hand", _lost(drop), _lost(test_drop), None)
 
 
 def chosen_point(report: Report) -> Point | None:

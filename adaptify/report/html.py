@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from adaptify import text
 from adaptify.files import write_text
-from adaptify.report.derive import class_rows, operating_point, promise
+from adaptify.report.derive import class_rows, operating_point, target
 from adaptify.report.plots import compute_figure, frontier_figure, palette
 from adaptify.report.schema import Report
 
@@ -31,7 +31,7 @@ def render_html(report: Report) -> str:
     facts = {
         "report": report,
         "palette": palette(len(report.exits)),
-        "promise": promise(report),
+        "target": target(report),
         "chosen_known": operating_point(report) is not None,
         "figures": {
             "frontier": _both(frontier_figure, report) if report.frontier else None,

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from adaptify.report.derive import chosen_point, class_rows, headline, promise, spread
+from adaptify.report.derive import chosen_point, class_rows, headline, spread, target
 from adaptify.report.schema import Report
 from adaptify.text import percent, points, printable, quantity, shape, whole
 
@@ -40,7 +40,7 @@ def report_tables(report: Report, *, layers: bool = True) -> list[RenderableType
 
 
 def headline_table(report: Report) -> RenderableType:
-    """Return accuracy, MACs, FLOPs and parameters before and after, and how the promise was kept."""
+    """Return accuracy, MACs, FLOPs and parameters before and after, and what came of the request."""
     data = report.data
     title = (
         f"{report.model.architecture}, {report.method.name}, {data.name} ({whole(data.test)} test samples)"
@@ -52,12 +52,12 @@ def headline_table(report: Report) -> RenderableType:
     figures = (("mean", spent.mean), ("median", spent.median), ("p95", spent.p95))
     told = ", ".join(f"{name} {quantity(value)}" for name, value in figures)
     lines = [Text(f"MACs per sample: {told}", style="dim")]
-    made = promise(report)
+    asked = target(report)
     calibration = report.calibration
-    if made is not None and calibration is not None:
-        word, style = {True: ("kept", "green"), False: ("missed", "red"), None: ("", "")}[made.kept]
-        line = Text(f"asked: {made.request}; {calibration.split}: {made.achieved}; test: {made.test}")
-        lines.append(line.append(f"; promise {word}", style) if word else line)
+    if asked is not None and calibration is not None:
+        word, style = {True: ("met", "green"), False: ("missed", "red"), None: ("", "")}[asked.met]
+        line = Text(f"asked: {asked.request}; {calibration.split}: {asked.achieved}; test: {asked.test}")
+        lines.append(line.append(f"; {word} on test", style) if word else line)
     return Group(_titled(title, table), *lines)
 
 

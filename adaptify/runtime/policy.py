@@ -17,6 +17,11 @@ def _distance(logits: Tensor) -> Tensor:
     return logits.amax(1)
 
 
+def _margin(logits: Tensor) -> Tensor:
+    best, second = logits.topk(2, dim=1).values.unbind(1)
+    return best - second
+
+
 def _confidence(logits: Tensor) -> Tensor:
     return logits.softmax(1).amax(1)
 
@@ -25,6 +30,8 @@ SCORES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     {
         # Largest distance to a decision boundary (d-gate, Algorithm 1).
         "distance": _distance,
+        # Distance between the best class and the next: robust where all classes are far from their boundary.
+        "margin": _margin,
         # Largest softmax probability, for exits trained with cross-entropy.
         "confidence": _confidence,
     }

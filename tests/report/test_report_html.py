@@ -67,7 +67,7 @@ def test_the_page_says_the_figures() -> None:
         "2 \N{MULTIPLICATION SIGN} MACs",
         "855.4 k",  # parameters and gates
         "lose at most 0.5 points of accuracy",
-        "promise kept",
+        "met on test",
         "99.20%",  # accuracy of those that left at layer1
         "71.20%",  # accuracy of layer1 on all
         "4bfd9763" * 8,
@@ -173,12 +173,12 @@ def test_an_exit_that_nobody_takes_is_shown_as_such() -> None:
     assert "never" in Page(render_html(parse_report(value))).text
 
 
-def test_a_missed_promise_says_so() -> None:
+def test_a_missed_target_says_so() -> None:
     value = sample_report()
     value["calibration"]["request"] = {"max_drop": 0.1}
     text = Page(render_html(parse_report(value))).text
-    assert "promise missed" in text
-    assert "promise kept" not in text
+    assert "missed on test" in text
+    assert "met on test" not in text
 
 
 @pytest.mark.parametrize(
