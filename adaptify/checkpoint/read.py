@@ -99,8 +99,9 @@ def _check(tensors: Mapping[str, Tensor], file: Path) -> None:
                 f"{file} is quantised: '{name}' is of type {_dtype(tensor)}",
                 "Give the float checkpoint it was made from.",
             )
-        if tensor.is_meta or tensor.layout != torch.strided:
-            kind = "without values" if tensor.is_meta else f"of layout {tensor.layout}"
+        if tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided:
+            layout = "nested" if tensor.is_nested else tensor.layout
+            kind = "without values" if tensor.is_meta else f"of layout {layout}"
             raise ModelError(
                 f"'{name}' in {file} is a tensor {kind}", "Save dense tensors with their values."
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adaptify.errors import UsageError
@@ -46,5 +47,5 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     return _positions(by_class[~held]), _positions(by_class[held])
 
 
-def _positions(chosen: np.ndarray[tuple[int], np.dtype[np.int_]]) -> Tensor:
+def _positions(chosen: NDArray[np.int_]) -> Tensor:
     return torch.from_numpy(np.sort(chosen).astype(np.int64))

@@ -236,7 +236,7 @@ def saved(value):
         (saved({"a.weight": torch.ones(4, 4).to(torch.float8_e4m3fn)}), "quantised"),
         (saved({"a.weight": torch.eye(3).to_sparse()}), "of layout torch.sparse_coo"),
         (saved({"a.weight": torch.ones(3, device="meta")}), "without values"),
-        (write_nested, "torch._utils._rebuild_nested_tensor"),
+        (write_nested, "nested"),
         (saved({"student": {"w": torch.ones(2)}, "teacher": {"w": torch.ones(2)}}), "'student', 'teacher'"),
     ],
 )
