@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,11 +14,15 @@ from torch import Tensor
 from adaptify.errors import ModelError, TargetError, UsageError
 from adaptify.files import atomic_write, write_tensors
 from adaptify.gates.exit_head import ExitHead
+from adaptify.graph.channels import find_channels
 from adaptify.graph.cost import CostModel
+from adaptify.graph.removal_plan import keep_from_json
 from adaptify.graph.sites import ExitSite, find_exits
+from adaptify.graph.surgery import remove_channels
 from adaptify.graph.trace import Traced, trace
+from adaptify.input_spec import InputSpec
 from adaptify.models.registry import Architecture
-from adaptify.plan import FORMAT, PlaceExit, Plan, parse_plan
+from adaptify.plan import FORMAT, PlaceExit, Plan, RemoveChannels, Step, parse_plan
 from adaptify.runtime.adaptive import AdaptiveModel, Exit
 from adaptify.runtime.policy import ThresholdPolicy
 
@@ -46,13 +52,16 @@ def save(model: AdaptiveModel, path: str | os.PathLike[str]) -> None:
         _verify(model, tensors, temporary)
 
 
-def load(path: str | os.PathLike[str], *, trust_code: bool = False) -> AdaptiveModel:
+def load(
+    path: str | os.PathLike[str], *, trust_code: bool = False, input: InputSpec | None = None
+) -> AdaptiveModel:
     """Make the network of an artifact again: an `nn.Module` in evaluation mode, on the CPU.
 
     Args:
         path: The `.safetensors` file, or a run folder that holds a `model.safetensors`.
         trust_code: Whether a network built by your own code (`package.module:callable`) may be loaded,
             which imports that code.
+        input: The images to build it for; without it, those that it was made for.
 
     Raises:
         UsageError: There is no such file.
@@ -65,7 +74,7 @@ def load(path: str | os.PathLike[str], *, trust_code: bool = False) -> AdaptiveM
             f"{path} is built by {architecture.name}: loading it runs that code",
             "If it is yours or you trust it, allow it: --trust-code, or load(..., trust_code=True).",
         )
-    return build(plan, tensors, architecture)
+    return build(plan, tensors, replace(architecture, input=input) if input else architecture)
 
 
 def build(plan: Plan, tensors: dict[str, Tensor], architecture: Architecture) -> AdaptiveModel:
@@ -76,7 +85,8 @@ def build(plan: Plan, tensors: dict[str, Tensor], architecture: Architecture) ->
     """
     traced = trace(architecture.build().eval(), architecture.input.shape)
     policy = ThresholdPolicy.from_json(plan.policy) if plan.policy is not None else None
-    model = AdaptiveModel(traced, place_exits(traced, plan.steps), policy).eval()
+    traced, exits = carry_out(traced, plan.steps)
+    model = AdaptiveModel(traced, exits, policy).eval()
     model.plan = plan
     expected, given = model.state_dict().keys(), tensors.keys()
     if expected != given:
@@ -93,7 +103,40 @@ def build(plan: Plan, tensors: dict[str, Tensor], architecture: Architecture) ->
     return model
 
 
-def place_exits(traced: Traced, steps: tuple[PlaceExit, ...]) -> list[Exit]:
+def carry_out(traced: Traced, steps: Sequence[Step]) -> tuple[Traced, list[Exit]]:
+    """Do what the steps of a plan say, in their order; return the network, and its exits with fresh heads.
+
+    Raises:
+        ModelError: A step does not fit the network that those before it leave.
+    """
+    placed: list[PlaceExit] = []
+    for step in steps:
+        if isinstance(step, PlaceExit):
+            placed.append(step)
+        elif placed:
+            raise ModelError(
+                f"the plan removes channels after it has put an exit at {placed[0].site}",
+                "The file is damaged: exits are placed last.",
+            )
+        else:
+            traced = remove(traced, step)
+    return traced, place_exits(traced, placed)
+
+
+def remove(traced: Traced, step: RemoveChannels) -> Traced:
+    """Return the network without the channels that the step takes out.
+
+    Raises:
+        ModelError: The step does not fit the network.
+    """
+    channels = find_channels(traced)
+    keep: dict[str, Tensor] = {}
+    for name, entry in step.keep.items():  # one after the other: sizes are checked before they add up
+        keep |= keep_from_json(channels, {name: {"size": entry.size, "kept": list(entry.kept)}})
+    return remove_channels(channels, keep)
+
+
+def place_exits(traced: Traced, steps: Sequence[PlaceExit]) -> list[Exit]:
     """Make the exits of the steps, in the order of the network, with fresh heads.
 
     Raises:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adaptify.errors import ModelError
 from adaptify.version import VERSION
@@ -36,6 +36,39 @@ class PlaceExit(_Part):
     pool: int = Field(default=1, gt=0, le=64)
 
 
+class KeptChannels(_Part):
+    """Which channels of a group stay.
+
+    Attributes:
+        size: Channels of the group before.
+        kept: Positions of those that stay, ascending.
+    """
+
+    size: int = Field(gt=0, le=1 << 20)
+    kept: tuple[Annotated[int, Field(strict=True, ge=0)], ...] = Field(max_length=1 << 20)
+
+    @model_validator(mode="after")
+    def _positions(self) -> KeptChannels:
+        if list(self.kept) != sorted(set(self.kept)) or (self.kept and self.kept[-1] >= self.size):
+            raise ValueError("positions are ascending, and below the size")
+        return self
+
+
+class RemoveChannels(_Part):
+    """Take channels out of the network.
+
+    Attributes:
+        keep: Name of a channel group -> what stays of it; other groups stay whole.
+    """
+
+    op: Literal["remove_channels"] = "remove_channels"
+    keep: dict[str, KeptChannels] = Field(max_length=1 << 16)
+
+
+Step = Annotated[PlaceExit | RemoveChannels, Field(discriminator="op")]
+"""One thing that is done to a network. Each works on what those before it left."""
+
+
 class Source(_Part):
     """The checkpoint that the network came from."""
 
@@ -61,7 +94,7 @@ class Plan(_Part):
     version: Literal[1] = 1
     adaptify: str = VERSION
     architecture: dict[str, Any]
-    steps: tuple[PlaceExit, ...] = ()
+    steps: tuple[Step, ...] = Field(default=(), max_length=1 << 12)
     policy: dict[str, Any] | None = None
     frontier: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None

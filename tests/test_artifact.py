@@ -18,7 +18,7 @@ from adaptify import artifact
 from adaptify.errors import ModelError, UsageError
 from adaptify.graph.trace import trace
 from adaptify.models.registry import Architecture, resolve
-from adaptify.plan import FORMAT, PlaceExit, Plan, parse_plan
+from adaptify.plan import FORMAT, KeptChannels, PlaceExit, Plan, RemoveChannels, parse_plan
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.policy import ThresholdPolicy
 
@@ -179,7 +179,7 @@ def test_a_failed_write_leaves_the_old_file(model: AdaptiveModel, tmp_path: Path
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifact, "save_file", full)
+    monkeypatch.setattr(artifact, "write_tensors", full)
     with pytest.raises(adaptify.AdaptifyError, match="No space left"):
         adaptify.save(model, path)
     assert path.read_bytes() == before
@@ -194,3 +194,104 @@ def test_plans_survive_json() -> None:
         steps=(PlaceExit(site="layer1", channels=16, classes=10, pool=2),),
     )
     assert parse_plan(plan.dumps(), "test") == plan
+
+
+KEEP = {
+    "layer1.0.conv1": KeptChannels(size=16, kept=(0, 3, 4, 15)),
+    "layer2.0.conv1": KeptChannels(size=32, kept=tuple(range(1, 32, 2))),
+}
+
+
+@pytest.fixture
+def pruned() -> AdaptiveModel:
+    """The small network without some inner channels of two blocks, with one exit."""
+    torch.manual_seed(0)
+    architecture = resolve("adaptify:digits_resnet")
+    steps = (RemoveChannels(keep=KEEP), PlaceExit(site="layer2", channels=32, classes=10))
+    traced = trace(architecture.build().eval(), architecture.input.shape)
+    made = AdaptiveModel(*artifact.carry_out(traced, steps), ThresholdPolicy((0.125,))).eval()
+    made.plan = Plan(architecture=architecture.to_json(), steps=steps)
+    return made
+
+
+def test_a_pruned_network_is_the_one_with_fewer_channels(pruned: AdaptiveModel) -> None:
+    whole = resolve("adaptify:digits_resnet")
+    torch.manual_seed(0)
+    before = whole.build().eval().state_dict()
+    after = pruned.state_dict()
+    assert torch.equal(after["layer1.0.conv1.weight"], before["layer1.0.conv1.weight"][[0, 3, 4, 15]])
+    assert torch.equal(after["layer1.0.conv2.weight"], before["layer1.0.conv2.weight"][:, [0, 3, 4, 15]])
+    assert torch.equal(after["layer2.0.bn1.running_var"], before["layer2.0.bn1.running_var"][1::2])
+    # 8 x 8 positions in layer1, 4 x 4 in layer2; 3 x 3 kernels.
+    saved = 64 * 9 * (16 * 12 + 12 * 16) + 16 * 9 * (16 * 16 + 16 * 32)
+    base = AdaptiveModel(trace(whole.build().eval(), whole.input.shape)).cost.total
+    assert pruned.cost.total == base - saved
+
+
+def test_a_pruned_network_is_reloaded_bit_for_bit(pruned: AdaptiveModel, tmp_path: Path) -> None:
+    adaptify.save(pruned, tmp_path / "model.safetensors")
+    again = adaptify.load(tmp_path)
+    assert again.plan is not None
+    assert pruned.plan is not None
+    assert again.plan.steps == pruned.plan.steps
+    assert list(again.state_dict()) == list(pruned.state_dict())
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in pruned.state_dict().items())
+    with torch.no_grad():
+        ours, theirs = again.run(images(pruned)), pruned.run(images(pruned))
+    assert torch.equal(ours.logits, theirs.logits)
+    assert torch.equal(ours.exit_index, theirs.exit_index)
+
+
+def test_a_group_that_is_gone_is_reloaded_too(tmp_path: Path) -> None:
+    """The residual branch becomes a constant, which is a tensor of the file."""
+    torch.manual_seed(0)
+    architecture = resolve("adaptify:digits_resnet")
+    step = RemoveChannels(keep={"layer1.0.conv1": KeptChannels(size=16, kept=())})
+    traced, _ = artifact.carry_out(trace(architecture.build().eval(), architecture.input.shape), [step])
+    model = AdaptiveModel(traced).eval()
+    model.plan = Plan(architecture=architecture.to_json(), steps=(step,))
+    adaptify.save(model, tmp_path / "model.safetensors")
+    again = adaptify.load(tmp_path)
+    assert again.cost.total == model.cost.total
+    with torch.no_grad():
+        assert torch.equal(again(images(model)), model(images(model)))
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ({"layer9.conv1": {"size": 16, "kept": [0]}}, "no channel group 'layer9.conv1'"),
+        ({"layer1.0.conv1": {"size": 24, "kept": [0]}}, "has 16 channels"),
+        ({"linear": {"size": 10, "kept": [0]}}, "cannot be removed: linear is the output"),
+        ({"layer1.0.conv1": {"size": 16, "kept": [16]}}, "damaged at steps.0"),
+        ({"layer1.0.conv1": {"size": 16, "kept": [3, 2]}}, "ascending"),
+        ({"layer1.0.conv1": {"size": 16, "kept": [1, 1]}}, "ascending"),
+        ({"layer1.0.conv1": {"size": 1 << 40, "kept": [1]}}, "damaged at steps.0"),
+        ({"layer1.0.conv1": {"size": 16, "kept": [True]}}, "damaged at steps.0"),
+        ({"layer1.0.conv1": {"size": 16}}, "damaged at steps.0"),
+    ],
+)
+def test_a_removal_that_does_not_fit_is_refused(
+    keep: object, message: str, pruned: AdaptiveModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    adaptify.save(pruned, path)
+    rewrite(path, steps=[{"op": "remove_channels", "keep": keep}])
+    with pytest.raises(ModelError, match=message):
+        adaptify.load(path)
+
+
+def test_other_channels_than_those_of_the_tensors_are_refused(pruned: AdaptiveModel, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    adaptify.save(pruned, path)
+    steps = [step.model_dump(mode="json") for step in pruned.plan.steps]  # type: ignore[union-attr]
+    steps[0]["keep"]["layer1.0.conv1"]["kept"] = [0, 1]
+    rewrite(path, steps=steps)
+    with pytest.raises(ModelError, match="do not fit the plan"):
+        adaptify.load(path)
+    rewrite(path, steps=steps[::-1])
+    with pytest.raises(ModelError, match="after it has put an exit at layer2"):
+        adaptify.load(path)
+    rewrite(path, steps=[{"op": "remove_everything"}])
+    with pytest.raises(ModelError, match=r"damaged at steps\.0"):
+        adaptify.load(path)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from adaptify.cli import boundary, calibrate, demo, env, evaluate, inspect, report, retrofit
+from adaptify.cli import boundary, calibrate, demo, env, evaluate, inspect, prune, report, retrofit
 from adaptify.errors import UsageError, did_you_mean
 from adaptify.version import VERSION
 
@@ -25,6 +25,7 @@ The way through:
   adaptify inspect  model.pth                        what is in the network, and where gates can go
   adaptify retrofit model.pth --method dgate --data FOLDER
                                                      put gates in and train them
+  adaptify prune    model.pth --target 0.4           or take channels out, and keep 40% of the MACs
   adaptify calibrate --max-drop 0.5                  choose again between accuracy and compute
   adaptify evaluate --data FOLDER                    run it, really skipping
   adaptify report                                    tables, and a page to show
@@ -84,6 +85,7 @@ def _adaptify(
 app.command("demo")(demo.demo)
 app.command("inspect")(inspect.inspect)
 app.command("retrofit")(retrofit.retrofit)
+app.command("prune")(prune.prune)
 app.command("calibrate")(calibrate.calibrate)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)

@@ -58,13 +58,14 @@ def exits_planned(rows: Sequence[dict[str, Any]], total: int) -> Table:
 
 def changes(before: Report, now: Report) -> tuple[RenderableType, ...]:
     """Return what another choice of thresholds changed, on the test samples."""
-    base = before.before
+    base = before.accuracies[0]
     shown = table(["", "no exits", "before", "now"])
     both = (before, now)
-    accuracies = [report.after.accuracy for report in both]
-    shown.add_row("Accuracy", percent(base.accuracy, 2), *(percent(value, 2) for value in accuracies))
-    shown.add_row("  points", "", *(points(value - base.accuracy) for value in accuracies))
-    shown.add_row("MACs per sample", quantity(base.macs), *(quantity(report.after.macs) for report in both))
+    accuracies = [report.accuracies[1] for report in both]
+    shown.add_row("Accuracy", percent(base, 2), *(percent(value, 2) for value in accuracies))
+    shown.add_row("  points", "", *(points(value - base) for value in accuracies))
+    macs = [report.after.macs for report in both]
+    shown.add_row("MACs per sample", quantity(before.before.macs), *(quantity(value) for value in macs))
     shown.add_row("  kept", "", *(percent(report.after.kept) for report in both))
     for exits in zip(before.exits[:-1], now.exits[:-1], strict=True):
         shown.add_row(word(f"Threshold at {exits[0].name}"), "", *(_limit(item.threshold) for item in exits))

@@ -55,11 +55,11 @@ def calibrate(
         UsageError: The folder is no finished run.
     """
     model = artifact.load(run / folder.MODEL, trust_code=trust_code)
-    if not model.exits:
+    before = read_report(run / folder.REPORT)
+    if not model.exits or before.data is None:
         raise UsageError(
             f"{run} has no exits to calibrate", "Retrofit the network with a method that has exits."
         )
-    before = read_report(run / folder.REPORT)
     records = load_records(run / folder.RECORDS)
     recipe = resolve(
         None,

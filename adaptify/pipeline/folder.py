@@ -71,7 +71,7 @@ def check_output(output: Path | None, *, force: bool) -> None:
         raise UsageError(
             f"{output} is there already", "Choose another --output, or overwrite it with --force."
         )
-    if not output.is_dir() or (any(output.iterdir()) and not (output / RECIPE).is_file()):
+    if not output.is_dir() or (any(output.iterdir()) and not (output / REPORT).is_file()):
         raise UsageError(
             f"{output} is no run folder, and --force overwrites nothing else", "Choose another --output."
         )

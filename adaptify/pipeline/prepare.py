@@ -6,8 +6,6 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from torch import nn
-
 from adaptify import artifact
 from adaptify.checkpoint.load import load_model
 from adaptify.data import Data, check_labels, open_data
@@ -19,7 +17,7 @@ from adaptify.graph.trace import Traced, trace
 from adaptify.input_spec import InputSpec
 from adaptify.methods import Method, find_method
 from adaptify.models.registry import Architecture
-from adaptify.plan import PlaceExit, Plan, Source
+from adaptify.plan import PlaceExit, Plan, RemoveChannels, Source
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import DataSection, ModelSection, Recipe
 from adaptify.runtime.adaptive import AdaptiveModel
@@ -37,6 +35,7 @@ class Network:
         notes: What loading and tracing had to decide.
         placed: Exits that the file has already, which are not part of the graph: site -> threshold (None:
             never taken).
+        steps: What was done to the architecture to come to the graph.
     """
 
     architecture: Architecture
@@ -45,6 +44,7 @@ class Network:
     source: Source
     notes: tuple[str, ...]
     placed: Mapping[str, float | None] = field(default_factory=dict)
+    steps: tuple[RemoveChannels, ...] = ()
 
 
 def open_network(model: ModelSection, data: DataSection | None = None) -> Network:
@@ -62,7 +62,9 @@ def open_network(model: ModelSection, data: DataSection | None = None) -> Networ
         trust_pickle=model.trust_pickle,
     )
     source = Source(checkpoint=model.checkpoint, sha256=loaded.checkpoint.sha256)
-    return _network(loaded.module, loaded.architecture, source, loaded.notes, data)
+    architecture = _with_input(loaded.architecture, data)
+    traced = trace(loaded.module.eval(), architecture.input.shape)
+    return _network(traced, architecture, source, loaded.notes)
 
 
 def open_recipe_data(
@@ -104,7 +106,7 @@ def plan_for(recipe: Recipe, network: Network, steps: tuple[PlaceExit, ...]) -> 
     options = recipe.model_dump(mode="json", include={"gates", "train"})
     return Plan(
         architecture=network.architecture.to_json(),
-        steps=steps,
+        steps=(*network.steps, *steps),
         method={"name": recipe.method, "options": options},
         source=network.source,
         base_macs=network.cost.total,
@@ -123,28 +125,29 @@ def classes_of(network: Network) -> int:
 def _open_artifact(model: ModelSection, data: DataSection | None) -> Network:
     """The backbone of a network that adaptify made before."""
     plan = artifact.read_plan(model.checkpoint)
-    made = artifact.load(model.checkpoint, trust_code=model.trust_pickle)
+    architecture = _with_input(Architecture.from_json(plan.architecture), data)
+    made = artifact.load(model.checkpoint, trust_code=model.trust_pickle, input=architecture.input)
     source = Source(checkpoint=model.checkpoint, sha256=sha256(artifact.artifact_path(model.checkpoint)))
-    architecture = Architecture.from_json(plan.architecture)
-    network = _network(made.backbone().root, architecture, source, (), data)
+    # The graph as the plan's steps made it: tracing it anew would give its nodes other names.
+    network = _network(made.backbone(), architecture, source, ())
     limits = (limit if math.isfinite(limit) else None for limit in made.policy.thresholds)
-    return replace(network, placed=dict(zip((item.site.name for item in made.exits), limits, strict=True)))
+    return replace(
+        network,
+        placed=dict(zip((item.site.name for item in made.exits), limits, strict=True)),
+        steps=tuple(step for step in plan.steps if isinstance(step, RemoveChannels)),
+    )
 
 
-def _network(
-    module: nn.Module,
-    architecture: Architecture,
-    source: Source,
-    notes: tuple[str, ...],
-    data: DataSection | None,
-) -> Network:
-    spec = architecture.input if data is None else input_spec(architecture.input, data)
-    traced = trace(module.eval(), spec.shape)
+def _with_input(architecture: Architecture, data: DataSection | None) -> Architecture:
+    return architecture if data is None else replace(architecture, input=input_spec(architecture.input, data))
+
+
+def _network(traced: Traced, architecture: Architecture, source: Source, notes: tuple[str, ...]) -> Network:
     cost = CostModel(traced)
     said = [*notes, *traced.notes]
     if cost.uncounted:
         said.append(f"MACs of {', '.join(cost.uncounted)} are unknown and count as 0")
-    return Network(replace(architecture, input=spec), traced, cost, source, tuple(said))
+    return Network(architecture, traced, cost, source, tuple(said))
 
 
 def input_spec(spec: InputSpec, data: DataSection) -> InputSpec:

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from adaptify.data import Split
 from adaptify.environment import describe_environment
 from adaptify.errors import UsageError
+from adaptify.plan import Plan
 from adaptify.report.schema import Report
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.training.evaluate import Evaluation
@@ -50,25 +51,10 @@ def build_report(
     macs = evaluation.macs(model.exit_macs(model.policy)).double()
     base = model.cost.total
     classes: list[str] = data["classes"]
-    plan = model.plan
-    if plan is None:
-        raise UsageError("a network without a plan cannot be reported on", "Load it from its artifact.")
+    plan = _plan_of(model)
     names = [*(item.site.name for item in model.exits), "output"]
-    gates = sum(parameter.numel() for item in model.exits for parameter in item.head.parameters())
     value: dict[str, Any] = {
-        "adaptify": VERSION,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": ["adaptify", *sys.argv[1:]],
-        "model": {
-            "architecture": plan.architecture["name"],
-            "kwargs": plan.architecture["kwargs"],
-            "checkpoint": plan.source.checkpoint if plan.source else "",
-            "sha256": plan.source.sha256 if plan.source else "",
-            "parameters": sum(parameter.numel() for parameter in model.parameters()) - gates,
-            "gate_parameters": gates,
-            "input": list(model.traced.input_shape),
-        },
-        "method": plan.method,
+        **provenance(model),
         "data": dict(data),
         "before": {"accuracy": records.base_accuracy, "macs": base},
         "after": {
@@ -84,17 +70,48 @@ def build_report(
             "p95": float(macs.quantile(0.95, interpolation="higher")),
         },
         "frontier": plan.frontier["points"] if plan.frontier else [],
-        "layers": _layers(model, evaluation.exit_index),
+        "layers": layer_rows(model, evaluation.exit_index),
         "classes_per_exit": [
             torch.bincount(evaluation.labels[evaluation.exit_index == index], minlength=len(classes)).tolist()
             for index in range(len(names))
         ],
         "examples": _examples(images, classes, names, evaluation) if images is not None else {},
         "timing": dict(timing),
-        "environment": describe_environment(),
         "notes": list(notes),
     }
     return Report.model_validate(value)
+
+
+def provenance(model: AdaptiveModel) -> dict[str, Any]:
+    """The parts of a report that say what was made of which file, when, where and how.
+
+    Raises:
+        UsageError: The network has no plan.
+    """
+    plan = _plan_of(model)
+    gates = sum(parameter.numel() for item in model.exits for parameter in item.head.parameters())
+    return {
+        "adaptify": VERSION,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": ["adaptify", *sys.argv[1:]],
+        "model": {
+            "architecture": plan.architecture["name"],
+            "kwargs": plan.architecture["kwargs"],
+            "checkpoint": plan.source.checkpoint if plan.source else "",
+            "sha256": plan.source.sha256 if plan.source else "",
+            "parameters": sum(parameter.numel() for parameter in model.parameters()) - gates,
+            "gate_parameters": gates,
+            "input": list(model.traced.input_shape),
+        },
+        "method": plan.method,
+        "environment": describe_environment(),
+    }
+
+
+def _plan_of(model: AdaptiveModel) -> Plan:
+    if model.plan is None:
+        raise UsageError("a network without a plan cannot be reported on", "Load it from its artifact.")
+    return model.plan
 
 
 def _exits(
@@ -120,7 +137,7 @@ def _exits(
     return rows
 
 
-def _layers(model: AdaptiveModel, exit_index: Tensor) -> list[dict[str, Any]]:
+def layer_rows(model: AdaptiveModel, exit_index: Tensor) -> list[dict[str, Any]]:
     """Every node with MACs or parameters, and the mean share of samples that run it."""
     ends = {item.site.node for item in model.exits}
     passed = 0

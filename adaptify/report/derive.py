@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adaptify.report.schema import Point, Report
-from adaptify.text import percent, points, quantity
+from adaptify.text import memory, percent, points, quantity
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,8 @@ def target(report: Report) -> Target | None:
     if calibration is None:
         return None
     operating = operating_point(report)
-    drop, test_drop = (
-        calibration.base_accuracy - calibration.accuracy,
-        report.before.accuracy - report.after.accuracy,
-    )
+    base, now = report.accuracies
+    drop, test_drop = calibration.base_accuracy - calibration.accuracy, base - now
     request = calibration.request
     if request.get("max_drop") is not None:
         allowed = float(request["max_drop"])
@@ -114,7 +112,8 @@ class ClassRow:
 def class_rows(report: Report) -> list[ClassRow]:
     """Return the classes that have samples, those that need the least compute first."""
     rows = []
-    for name, *counts in zip(report.data.classes, *report.classes_per_exit, strict=False):
+    classes = report.data.classes if report.data else []
+    for name, *counts in zip(classes, *report.classes_per_exit, strict=False):
         samples = sum(counts)
         if samples:
             shares = tuple(count / samples for count in counts)
@@ -125,24 +124,37 @@ def class_rows(report: Report) -> list[ClassRow]:
 
 def headline(report: Report) -> list[tuple[str, str, str, str]]:
     """Return the rows (what, before, after, change) that a report begins with."""
-    before, after, model = report.before, report.after, report.model
-    gates = quantity(model.gate_parameters)
-    return [
-        (
-            "Accuracy",
-            percent(before.accuracy, 2),
-            percent(after.accuracy, 2),
-            f"{points(after.accuracy - before.accuracy)} points",
-        ),
+    before, after = report.before, report.after
+    rows = [("Accuracy", "-", "-", "not measured")]
+    if report.measured:
+        base, now = report.accuracies
+        rows = [("Accuracy", percent(base, 2), percent(now, 2), f"{points(now - base)} points")]
+    rows += [
         ("MACs per sample", quantity(before.macs), quantity(after.macs), f"{percent(after.kept)} kept"),
         ("FLOPs per sample", quantity(2 * before.macs), quantity(2 * after.macs), "2 x MACs"),
-        (
-            "Parameters",
-            quantity(model.parameters),
-            quantity(model.parameters + model.gate_parameters),
-            f"{gates} in gates",
-        ),
+        ("Parameters", *parameters(report)),
     ]
+    for name, write in (("bytes", memory), ("milliseconds", _milliseconds)):
+        ours, theirs = getattr(before, name), getattr(after, name)
+        if ours and theirs is not None:
+            rows.append((_SIZES[name], write(ours), write(theirs), f"{percent(theirs / ours)} kept"))
+    return rows
+
+
+def parameters(report: Report) -> tuple[str, str, str]:
+    """Return the number of parameters before and after, and what became of them."""
+    before, after, model = report.before.parameters, report.after.parameters, report.model
+    if before is not None and after is not None:
+        return quantity(before), quantity(after), f"{percent(after / before)} kept"
+    gates = model.gate_parameters
+    return quantity(model.parameters), quantity(model.parameters + gates), f"{quantity(gates)} in gates"
+
+
+_SIZES = {"bytes": "Size", "milliseconds": "Time of a batch"}
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.3g} ms"
 
 
 def _lost(drop: float) -> str:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from adaptify import text
 from adaptify.files import write_text
-from adaptify.report.derive import class_rows, operating_point, target
+from adaptify.report.derive import class_rows, headline, operating_point, target
 from adaptify.report.plots import compute_figure, frontier_figure, palette
 from adaptify.report.schema import Report
 
@@ -32,6 +32,7 @@ def render_html(report: Report) -> str:
         "report": report,
         "palette": palette(len(report.exits)),
         "target": target(report),
+        "headline": headline(report),
         "chosen_known": operating_point(report) is not None,
         "figures": {
             "frontier": _both(frontier_figure, report) if report.frontier else None,
@@ -50,7 +51,9 @@ def render_html(report: Report) -> str:
             for e in report.exits
             for accuracy in (e.accuracy_all, e.accuracy_left)
             if accuracy is not None
-        ),
+        )
+        if report.exits
+        else 0.0,
     }
     return _environment().get_template("report.html.j2").render(facts)
 

@@ -20,14 +20,15 @@ _LEAST_DEPTH, _MOST_DEPTH = 0.02, 0.20  # of accuracy
 def frontier_figure(report: Report, width: float, height: float = 300) -> Markup:
     """Draw accuracy against the MACs kept, on the calibration samples, with the chosen point."""
     calibration = report.calibration
-    base = calibration.base_accuracy if calibration else report.before.accuracy
+    came, now = report.accuracies
+    base = calibration.base_accuracy if calibration else came
     macs = report.before.macs
     at = operating_point(report)
     request = calibration.request if calibration else {}
-    lowest = min([base, report.after.accuracy] + ([at[1]] if at else []))
+    lowest = min([base, now] + ([at[1]] if at else []))
     floor = base - min(max(_DEPTH * (base - lowest), _LEAST_DEPTH), _MOST_DEPTH)
     curve = [(p.macs / macs, p.accuracy) for p in report.frontier if p.accuracy >= floor]
-    test = (report.after.kept, report.after.accuracy)
+    test = (report.after.kept, now)
     everything = [*curve, (1.0, base), test] + ([at] if at else [])
 
     low_y, high_y = min(y for _, y in everything), max(y for _, y in everything)

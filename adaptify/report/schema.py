@@ -66,17 +66,31 @@ class DataInfo(_Part):
     notes: list[str] = []
 
 
-class Before(_Part):
-    """The network as it came, on the test samples."""
+class Size(_Part):
+    """What a network takes, as far as it was looked at.
 
-    accuracy: Fraction
+    Attributes:
+        parameters: Number of parameters.
+        bytes: Size of its tensors.
+        milliseconds: Time of one batch: the median of runs that took turns with the other network's.
+    """
+
+    parameters: int | None = None
+    bytes: int | None = None
+    milliseconds: float | None = None
+
+
+class Before(Size):
+    """The network as it came; its accuracy on the test samples, `None` where there were none."""
+
+    accuracy: Fraction | None
     macs: int
 
 
-class After(_Part):
-    """The network that exits early, on the test samples; `macs` is a mean, `kept` its fraction of before."""
+class After(Size):
+    """The network that came of it, on the test samples; `macs` is a mean, `kept` its fraction of before."""
 
-    accuracy: Fraction
+    accuracy: Fraction | None
     macs: float
     kept: float
 
@@ -146,6 +160,39 @@ class Layer(_Part):
     executed: float = 1.0
 
 
+class PrunedLayer(_Part):
+    """One layer: how many channels it writes and what it costs, before and after (0: it is gone)."""
+
+    name: str
+    channels_before: int
+    channels_after: int
+    macs_before: int
+    macs_after: int
+
+
+class Pruning(_Part):
+    """Which channels were removed.
+
+    Attributes:
+        target: Fraction of the MACs that was asked for; `achieved` what came of it.
+        importance: What channels were judged by.
+        round_to: Multiple of channels that was kept to where layers are large enough.
+        frozen: Reason -> channel groups that lose nothing for it.
+        layers: All layers with channels, in the order of the network.
+        batch_size: Images in a batch whose time was taken.
+        device: Where the time was taken.
+    """
+
+    target: Fraction
+    achieved: float
+    importance: str
+    round_to: int
+    frozen: dict[str, list[str]] = {}
+    layers: list[PrunedLayer] = []
+    batch_size: int = 1
+    device: str = "cpu"
+
+
 class Example(_Part):
     """One image, as a PNG data URI, with where it left and how sure that exit was."""
 
@@ -173,11 +220,12 @@ class Report(_Part):
     command: list[str]
     model: Model
     method: Method
-    data: DataInfo
+    data: DataInfo | None = None
     before: Before
     after: After
     calibration: Calibration | None = None
-    exits: list[Exit]
+    pruning: Pruning | None = None
+    exits: list[Exit] = []
     macs_per_sample: MacsPerSample
     frontier: list[Point] = []
     layers: list[Layer] = []
@@ -189,7 +237,9 @@ class Report(_Part):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Report:
-        exits, classes = len(self.exits), len(self.data.classes)
+        exits, classes = len(self.exits), len(self.data.classes) if self.data else 0
+        if self.exits and (self.data is None or not self.measured):
+            raise ValueError("it has exits, but no data that they were measured on")
         if self.classes_per_exit:
             if len(self.classes_per_exit) != exits:
                 raise ValueError(f"classes_per_exit has {len(self.classes_per_exit)} rows for {exits} exits")
@@ -198,6 +248,22 @@ class Report(_Part):
         if any(len(point.exit_shares) != exits for point in self.frontier):
             raise ValueError(f"a point of the frontier has not {exits} exit_shares")
         return self
+
+    @property
+    def measured(self) -> bool:
+        """Whether accuracy was measured."""
+        return self.before.accuracy is not None and self.after.accuracy is not None
+
+    @property
+    def accuracies(self) -> tuple[float, float]:
+        """Accuracy on the test samples before and after.
+
+        Raises:
+            UsageError: It was not measured.
+        """
+        if self.before.accuracy is None or self.after.accuracy is None:
+            raise UsageError("the report has no accuracy: it was not measured", "Measure it with --data.")
+        return self.before.accuracy, self.after.accuracy
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON value that `read_report` reads back as an equal report."""

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adaptify.report.derive import chosen_point, class_rows, headline, spread, target
-from adaptify.report.schema import Report
+from adaptify.report.schema import Pruning, Report
 from adaptify.text import percent, points, printable, quantity, shape, whole
 
 _MOST_POINTS = 12  # of the frontier
@@ -35,6 +35,8 @@ def report_tables(report: Report, *, layers: bool = True) -> list[RenderableType
         if report.classes_per_exit:
             tables.append(classes_table(report))
         tables.append(exits_table(report))
+    if report.pruning is not None:
+        tables.append(pruning_table(report.pruning))
     tables.append(headline_table(report))
     return [part for table in tables for part in (Text(), table)]
 
@@ -42,16 +44,17 @@ def report_tables(report: Report, *, layers: bool = True) -> list[RenderableType
 def headline_table(report: Report) -> RenderableType:
     """Return accuracy, MACs, FLOPs and parameters before and after, and what came of the request."""
     data = report.data
-    title = (
-        f"{report.model.architecture}, {report.method.name}, {data.name} ({whole(data.test)} test samples)"
-    )
+    on = f", {data.name} ({whole(data.test)} test samples)" if data else ""
+    title = f"{report.model.architecture}, {report.method.name}{on}"
     table = _table(["", "before", "after", "change"], left=1)
     for row in headline(report):
         table.add_row(*row)
-    spent = report.macs_per_sample
-    figures = (("mean", spent.mean), ("median", spent.median), ("p95", spent.p95))
-    told = ", ".join(f"{name} {quantity(value)}" for name, value in figures)
-    lines = [Text(f"MACs per sample: {told}", style="dim")]
+    lines = []
+    if len(report.exits) > 1:
+        spent = report.macs_per_sample
+        figures = (("mean", spent.mean), ("median", spent.median), ("p95", spent.p95))
+        told = ", ".join(f"{name} {quantity(value)}" for name, value in figures)
+        lines.append(Text(f"MACs per sample: {told}", style="dim"))
     asked = target(report)
     calibration = report.calibration
     if asked is not None and calibration is not None:
@@ -59,6 +62,29 @@ def headline_table(report: Report) -> RenderableType:
         line = Text(f"asked: {asked.request}; {calibration.split}: {asked.achieved}; test: {asked.test}")
         lines.append(line.append(f"; {word} on test", style) if word else line)
     return Group(_titled(title, table), *lines)
+
+
+def pruning_table(pruning: Pruning) -> RenderableType:
+    """Return how many channels each layer keeps, and what was asked for."""
+    table = _table(["layer", "channels", "", "MACs before", "after", "kept"], left=1)
+    for layer in pruning.layers:
+        table.add_row(
+            _name(layer.name),
+            f"{layer.channels_after} of {layer.channels_before}",
+            "" if layer.channels_after else "gone",
+            quantity(layer.macs_before),
+            quantity(layer.macs_after),
+            percent(layer.macs_after / layer.macs_before) if layer.macs_before else "-",
+        )
+    lines = [
+        Text(
+            f"asked: {percent(pruning.target)} of the MACs; kept: {percent(pruning.achieved, 2)}, "
+            f"by {pruning.importance}, in multiples of {pruning.round_to} where layers are large enough"
+        )
+    ]
+    for reason, groups in pruning.frozen.items():
+        lines.append(_name(f"not touched: {', '.join(groups)} ({reason})", "dim"))
+    return Group(_titled("Pruning (channels that each layer writes)", table), *lines)
 
 
 def exits_table(report: Report) -> RenderableType:
@@ -84,7 +110,7 @@ def exits_table(report: Report) -> RenderableType:
 def frontier_table(report: Report) -> RenderableType:
     """Return a dozen points of the frontier, with the chosen one marked."""
     calibration = report.calibration
-    base = calibration.base_accuracy if calibration else report.before.accuracy
+    base = calibration.base_accuracy if calibration else report.accuracies[0]
     on = (
         f"{calibration.split}, {whole(calibration.samples)} samples" if calibration else "calibration samples"
     )

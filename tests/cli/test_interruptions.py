@@ -126,7 +126,7 @@ def test_the_whole_way_as_a_user_types_it(home: Path) -> None:
 
 def test_no_help_imports_torch() -> None:
     names = [str(command.name) for command in app.registered_commands]
-    assert names[:7] == ["demo", "inspect", "retrofit", "calibrate", "evaluate", "report", "env"]
+    assert names[:8] == ["demo", "inspect", "retrofit", "prune", "calibrate", "evaluate", "report", "env"]
     script = (
         "import sys; from adaptify.cli.main import main\n"
         "codes = [main([name, '--help']) for name in sys.argv[1:]]\n"

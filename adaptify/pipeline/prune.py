@@ -1,0 +1,241 @@
+"""`prune`: a checkpoint goes in, the same network with fewer channels comes out, checked and reported."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adaptify import artifact
+from adaptify.data import Data, check_labels, open_data
+from adaptify.environment import describe_environment
+from adaptify.files import write_text
+from adaptify.graph.selection import TOLERANCE as TARGET_TOLERANCE
+from adaptify.graph.trace import Traced
+from adaptify.pipeline import folder
+from adaptify.pipeline.prepare import Network, open_network
+from adaptify.pipeline.pruning import Pruned, pruned_layers, remove_least, size_of, take_turns, verify
+from adaptify.pipeline.reporting import layer_rows, provenance
+from adaptify.pipeline.retrofit import peak_memory
+from adaptify.plan import Plan
+from adaptify.progress import SILENT, Progress
+from adaptify.recipe import DataSection, ModelSection, RunSection
+from adaptify.report.html import write_html
+from adaptify.report.schema import PrunedLayer, Report, write_report
+from adaptify.runtime.adaptive import AdaptiveModel
+from adaptify.runtime.device import pick_device
+from adaptify.runtime.optimize import optimize
+from adaptify.training.evaluate import evaluate
+
+METHOD = "importance"
+UNMEASURED = "accuracy was not measured: --data measures it"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be pruned, and how far.
+
+    Attributes:
+        model: The checkpoint.
+        data: The images; with an empty source, nothing is measured on them, and only what is said of
+            the input's size counts.
+        target: Fraction of the MACs to keep.
+        importance: What channels are judged by, a key of `graph.importance.CRITERIA`.
+        round_to: Multiple of channels to keep.
+        run: How the work is done.
+    """
+
+    model: ModelSection
+    data: DataSection
+    target: float
+    importance: str = "l2"
+    round_to: int = 16
+    run: RunSection = field(default_factory=RunSection)
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What pruning does to a network, before it is measured or written.
+
+    Attributes:
+        network: The network before.
+        pruned: The network after.
+        layers: Channels and MACs of each layer, before and after.
+        notes: What the user should know.
+    """
+
+    network: Network
+    pruned: Pruned
+    layers: tuple[PrunedLayer, ...]
+    notes: tuple[str, ...]
+
+    def facts(self, request: Request) -> dict[str, Any]:
+        """The `pruning` part of a report."""
+        return {
+            "target": request.target,
+            "achieved": self.pruned.selection.fraction,
+            "importance": request.importance,
+            "round_to": self.pruned.selection.round_to,
+            "frozen": {reason: list(names) for reason, names in self.pruned.channels.frozen_reasons.items()},
+            "layers": [layer.model_dump() for layer in self.layers],
+        }
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: its folder and its report."""
+
+    folder: Path
+    report: Report
+
+
+def preview(request: Request) -> Preview:
+    """Open the network and remove channels; nothing is measured or written.
+
+    Raises:
+        UsageError, ModelError: As loading does.
+        TargetError: The target cannot be met; the message names what can.
+    """
+    network = open_network(request.model, request.data)
+    AdaptiveModel(network.traced)  # it must return one score per class
+    pruned = remove_least(network, request.target, request.importance, request.round_to)
+    notes = list(network.notes)
+    if network.placed:
+        notes.append("the exits that the network has are left out: they were trained on all channels")
+    if pruned.selection.round_to < request.round_to:
+        notes.append(
+            f"channels are multiples of {pruned.selection.round_to}, not of {request.round_to}: "
+            f"no such choice is within {TARGET_TOLERANCE:.0%} of the target"
+        )
+    return Preview(network, pruned, tuple(pruned_layers(network, pruned)), tuple(notes))
+
+
+def open_test_data(request: Request, before: Preview, *, progress: Progress = SILENT) -> Data | None:
+    """Open the test part of the data, if there is any.
+
+    Raises:
+        UsageError: The data cannot be used, or its labels do not match the network.
+    """
+    section = request.data
+    if not section.source:
+        return None
+    data = open_data(
+        section.source,
+        input=before.network.architecture.input,
+        holdout=section.holdout,
+        val_split=section.val_split,
+        seed=request.run.seed,
+        workers=section.workers,
+        skip_corrupt=section.skip_corrupt,
+        parts=["test"],
+        progress=progress,
+    )
+    check_labels(data, AdaptiveModel(before.network.traced).num_classes)
+    return data
+
+
+def prune(
+    request: Request,
+    *,
+    output: Path | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+    show: Preview | None = None,
+) -> Finished:
+    """Prune a checkpoint without training, and write the run folder.
+
+    The folder appears when everything in it has been written, opened again and checked.
+
+    Args:
+        request: What to prune.
+        output: The folder to make; without it, `runs/<model>-importance-NNN`.
+        force: Replace `output` if it is there.
+        progress: Told how far it is.
+        show: What `preview(request)` gave, if that was called.
+
+    Raises:
+        AdaptifyError: As each stage does; then no folder is left behind.
+    """
+    started = time.perf_counter()
+    folder.check_output(output, force=force)
+    device = pick_device(request.run.device)
+    found = show or preview(request)
+    network, pruned = found.network, found.pruned
+    data = open_test_data(request, found, progress=progress)
+    stem = f"{network.architecture.name.partition(':')[2].replace(':', '.')}-{METHOD}"
+    with folder.new_run(stem, output=output, force=force) as run:
+        model = AdaptiveModel(pruned.traced).eval()
+        model.plan = _plan(request, network, pruned)
+        artifact.save(model, run.work / folder.MODEL)
+        # What is verified and measured is the file that was written.
+        written = artifact.load(run.work / folder.MODEL, trust_code=True)
+        difference = verify(pruned, written)
+        fast = [optimize(made).to(device) for made in (AdaptiveModel(network.traced).eval(), written)]
+        accuracies: list[float | None] = [None, None]
+        if data is not None:
+            accuracies = [
+                evaluate(
+                    made, data.test, batch_size=request.run.batch_size, device=device, progress=progress
+                ).accuracy
+                for made in fast
+            ]
+        with progress.stage("time"):
+            milliseconds = take_turns(fast, device)
+        sizes = _sizes((network.traced, written.backbone()), accuracies, milliseconds)
+        report = Report.model_validate(
+            {
+                **provenance(written),
+                "data": data.describe() if data is not None else None,
+                **_before_and_after(network.cost.total, written.cost.total, sizes),
+                "pruning": {**found.facts(request), "device": str(device)},
+                "layers": layer_rows(written, torch.zeros(1, dtype=torch.int64)),
+                "timing": {"prune_s": time.perf_counter() - started, "peak_memory_bytes": peak_memory()},
+                "notes": [
+                    *found.notes,
+                    *(data.notes if data is not None else [UNMEASURED]),
+                    f"pruned and masked network differ by {difference:.1e} of the largest output",
+                ],
+            }
+        )
+        write_text(run.work / folder.ENVIRONMENT, json.dumps(describe_environment(), indent=1) + "\n")
+        write_report(report, run.work / folder.REPORT)
+        write_html(report, run.work / folder.PAGE)
+    return Finished(run.final, report)
+
+
+def _plan(request: Request, network: Network, pruned: Pruned) -> Plan:
+    options = {
+        "target": request.target,
+        "importance": request.importance,
+        "round_to": pruned.selection.round_to,
+    }
+    return Plan(
+        architecture=network.architecture.to_json(),
+        steps=(*network.steps, pruned.step),
+        method={"name": METHOD, "options": options},
+        source=network.source,
+        base_macs=network.cost.total,
+    )
+
+
+def _sizes(
+    traced: tuple[Traced, Traced], accuracies: list[float | None], milliseconds: list[float]
+) -> list[dict[str, Any]]:
+    return [
+        {"accuracy": accuracy, "milliseconds": taken, **size_of(made)}
+        for made, accuracy, taken in zip(traced, accuracies, milliseconds, strict=True)
+    ]
+
+
+def _before_and_after(base: int, macs: int, sizes: list[dict[str, Any]]) -> Mapping[str, Any]:
+    before, after = sizes
+    return {
+        "before": {"macs": base, **before},
+        "after": {"macs": macs, "kept": macs / base, **after},
+        "macs_per_sample": {"mean": macs, "median": macs, "p95": macs},
+    }
