@@ -134,10 +134,13 @@ def headline(report: Report) -> list[tuple[str, str, str, str]]:
         ("FLOPs per sample", quantity(2 * before.macs), quantity(2 * after.macs), "2 x MACs"),
         ("Parameters", *parameters(report)),
     ]
-    for name, write in (("bytes", memory), ("milliseconds", _milliseconds)):
-        ours, theirs = getattr(before, name), getattr(after, name)
-        if ours and theirs is not None:
-            rows.append((_SIZES[name], write(ours), write(theirs), f"{percent(theirs / ours)} kept"))
+    batch = report.pruning.batch_size if report.pruning else 1
+    for name, was, left, write in (
+        ("Size", before.bytes, after.bytes, memory),
+        (f"Time, batch of {batch}", before.milliseconds, after.milliseconds, _milliseconds),
+    ):
+        if was and left is not None:
+            rows.append((name, write(was), write(left), f"{percent(left / was)} kept"))
     return rows
 
 
@@ -148,9 +151,6 @@ def parameters(report: Report) -> tuple[str, str, str]:
         return quantity(before), quantity(after), f"{percent(after / before)} kept"
     gates = model.gate_parameters
     return quantity(model.parameters), quantity(model.parameters + gates), f"{quantity(gates)} in gates"
-
-
-_SIZES = {"bytes": "Size", "milliseconds": "Time of a batch"}
 
 
 def _milliseconds(value: float) -> str:
