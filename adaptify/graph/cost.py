@@ -49,7 +49,7 @@ class CostModel:
         recorder = _CountingRecorder(traced.root, traced.graph, counters)
         recorder.run_on(torch.zeros(1, *traced.input_shape))
         self.convention = convention
-        self.macs: Mapping[str, int] = MappingProxyType(recorder.macs)
+        self.macs: Mapping[str, int] = recorder.macs
         self.total = sum(recorder.macs.values())
         self.uncounted = tuple(sorted(recorder.uncounted))
 

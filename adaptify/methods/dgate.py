@@ -106,7 +106,7 @@ class DGate(Method):
     def fit(self, model: AdaptiveModel, data: Data, context: FitContext) -> Fit:
         """Cache pooled features of all images in one pass, and train every gate from the cache."""
         started = time.perf_counter()
-        backbone = optimize(model).to(context.device)
+        backbone = optimize(model, context.device)
         with (
             self._cache(backbone, data.train, context, "train", augment=self.train.augment) as train,
             self._cache(backbone, data.holdout, context, "holdout", exact=True) as holdout,

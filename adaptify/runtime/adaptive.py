@@ -107,39 +107,36 @@ class AdaptiveModel(nn.Module):
         """
         policy = self.policy
         count = images.shape[0]
-        end = len(self.exits)
         state: tuple[Tensor, ...] = (images.contiguous(memory_format=self.memory_format),)
-        rows: Tensor | None = None
-        logits: Tensor | None = None
-        exit_index = torch.full((count,), end, device=images.device)
+        # Rows are kept in the order in which they end: those that still run first, then those that left, the
+        # last to leave first. Small operations cost as much as a layer of a small network: few are used.
+        order: Tensor | None = None
+        active = count
+        left: list[tuple[int, Tensor]] = []
         for index, segment in enumerate(self._segments[:-1]):
             state = segment(self.traced.root, *state)
             if not policy.enabled(index):
                 continue
             scores = self.exits[index].head(state[self._positions[index]])
             leaving = policy.leaves(index, scores)
-            staying = scores.shape[0] - int(leaving.sum())
-            if staying == scores.shape[0]:
+            staying = active - int(leaving.sum())
+            if staying == active:
                 continue
-            if staying == 0 and rows is None:
-                return Outcome(scores, exit_index.fill_(index))
-            # Staying rows first, in their order: one sort gives both groups without asking for their sizes.
-            order = leaving.to(torch.uint8).argsort(stable=True)
-            kept, gone = order[:staying], order[staying:]
-            if logits is None:
-                logits = scores.new_empty(count, self.num_classes)
-            left = gone if rows is None else rows[gone]
-            logits[left] = scores[gone]
-            exit_index[left] = index
             if staying == 0:
-                return Outcome(logits, exit_index)
-            rows = kept if rows is None else rows[kept]
+                left.append((index, scores))
+                active = 0
+                break
+            # Staying rows first, in their order: one sort gives both groups without asking for their sizes.
+            ranked = leaving.to(torch.uint8).argsort(stable=True)
+            kept, gone = ranked[:staying], ranked[staying:]
+            left.append((index, scores.index_select(0, gone)))
+            order = ranked if order is None else torch.cat([order[:active][ranked], order[active:]])
             state = tuple(take_rows(tensor, kept) for tensor in state)
-        (final,) = self._segments[-1](self.traced.root, *state)
-        if logits is None or rows is None:
-            return Outcome(final, exit_index)
-        logits[rows] = final
-        return Outcome(logits, exit_index)
+            active = staying
+        if active:
+            (final,) = self._segments[-1](self.traced.root, *state)
+            left.append((len(self.exits), final))
+        return _outcome(left, order)
 
     def dense(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Run everything for every row: the network's logits (N, M) and those of each exit by name."""
@@ -192,6 +189,21 @@ class AdaptiveModel(nn.Module):
             gates += gate if policy is None or policy.enabled(index) else 0
             macs.append(item.site.macs_before + gates)
         return (*macs, self.cost.total + gates)
+
+
+def _outcome(left: Sequence[tuple[int, Tensor]], order: Tensor | None) -> Outcome:
+    """Put the logits of the exits (exit index and (K, M), first to leave first) into the order of the batch.
+
+    `order` holds for each row, last to leave first, its place in the batch; None: they never changed places.
+    """
+    last_first = left[::-1]
+    logits = torch.cat([part for _, part in last_first]) if len(left) > 1 else left[0][1]
+    places = [index for index, part in last_first for _ in range(part.shape[0])]
+    exit_index = torch.tensor(places, dtype=torch.int64, device=logits.device)
+    if order is None:
+        return Outcome(logits, exit_index)
+    back = torch.empty_like(order).scatter_(0, order, torch.arange(len(places), device=order.device))
+    return Outcome(logits.index_select(0, back), exit_index.index_select(0, back))
 
 
 def _num_classes(traced: Traced) -> int:

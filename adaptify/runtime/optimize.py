@@ -1,4 +1,4 @@
-"""The fast form of a network for inference: BatchNorm folded into convolutions, channels_last memory."""
+"""The fast form of a network for inference: BatchNorm folded, channels_last memory, fused convolutions."""
 
 from __future__ import annotations
 
@@ -14,25 +14,37 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from adaptify.graph.copying import share_copy
 from adaptify.graph.trace import Traced
 from adaptify.runtime.adaptive import AdaptiveModel, Exit
+from adaptify.runtime.fuse import can_fuse, fuse_convolutions
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def optimize(model: AdaptiveModel) -> AdaptiveModel:
+def optimize(model: AdaptiveModel, device: torch.device | str = "cpu") -> AdaptiveModel:
     """Return a copy of `model` that computes the same function faster; it can no longer be trained.
 
-    Its outputs differ from those of `model` by rounding only. The copy owns its tensors.
+    Its outputs differ from those of `model` by rounding only. The copy owns its tensors, and stays on
+    `device`: on a CPU its convolutions are packed for it.
     """
+    device = torch.device(device)
     backbone = model.backbone()
     own = replace(backbone, root=share_copy(backbone.root, Tensor.clone))
-    folded = fold_batchnorm(own, keep={item.site.node for item in model.exits})
-    exits = [Exit(item.site, copy.deepcopy(item.head)) for item in model.exits]
-    fast = AdaptiveModel(folded, exits, model.policy)
-    if any(isinstance(module, nn.Conv2d) for module in fast.modules()):
-        fast.memory_format = torch.channels_last
-        fast.to(memory_format=torch.channels_last)
-    return fast.requires_grad_(False)
+    sites = {item.site.node for item in model.exits}
+    fast = fold_batchnorm(own, keep=sites)
+    fast.root.requires_grad_(False).to(device)
+    has_maps = any(isinstance(module, nn.Conv2d) for module in fast.root.modules())
+    if has_maps:
+        fast.root.to(memory_format=torch.channels_last)
+    if device.type == "cpu" and can_fuse():
+        fast = fuse_convolutions(fast, keep=sites)
+    exits = [
+        Exit(item.site, copy.deepcopy(item.head).requires_grad_(False).to(device)) for item in model.exits
+    ]
+    result = AdaptiveModel(fast, exits, model.policy)
+    result.memory_format = torch.channels_last if has_maps else torch.contiguous_format
+    # Folding and fusing change how the same products are computed, not how many there are.
+    result.cost, result.gate_macs, result.plan = model.cost, model.gate_macs, model.plan
+    return result
 
 
 def fold_batchnorm(traced: Traced, *, keep: Collection[str] = ()) -> Traced:
