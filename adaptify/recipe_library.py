@@ -7,7 +7,9 @@ from pathlib import Path
 
 from adaptify.errors import RecipeError, did_you_mean
 
-FOLDER = Path(__file__).with_name("recipes")
+_HERE = Path(__file__).parent
+# Inside the package once it is installed; beside it in a checkout.
+FOLDER = next((place for place in (_HERE / "recipes", _HERE.parent / "recipes") if place.is_dir()), _HERE)
 _SUFFIX = ".yaml"
 
 
