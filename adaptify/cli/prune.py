@@ -146,7 +146,7 @@ def _work(request: Request, output: Path | None, force: bool, dry_run: bool, con
         console.say("dry run: nothing was measured or written")
         return
     keep_freed_memory()
-    done = work(request, output=output, force=force, progress=console, show=found)
+    done = work(request, output=output, force=force, progress=console, found=found)
     console.data({**done.report.to_json(), "run": str(done.folder)})
     console.show("", table, "", headline_table(done.report))
     console.say(

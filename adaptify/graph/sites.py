@@ -146,7 +146,11 @@ def _matches(site: ExitSite, pattern: str) -> bool:
 
 
 def _has_submodules(traced: Traced, path: str) -> bool:
-    return next(traced.root.get_submodule(path).children(), None) is not None
+    try:
+        module = traced.root.get_submodule(path)
+    except AttributeError:  # surgery drops modules that own nothing, and their names stay in the graph
+        return False
+    return next(module.children(), None) is not None
 
 
 def _prefixes(path: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ from adaptify.data import Data, check_labels, open_data
 from adaptify.environment import describe_environment
 from adaptify.files import write_text
 from adaptify.graph.selection import TOLERANCE as TARGET_TOLERANCE
-from adaptify.graph.trace import Traced
 from adaptify.pipeline import folder
-from adaptify.pipeline.prepare import Network, open_network
+from adaptify.pipeline.prepare import Network, classes_of, open_network
 from adaptify.pipeline.pruning import Pruned, pruned_layers, remove_least, size_of, take_turns, verify
 from adaptify.pipeline.reporting import layer_rows, provenance
 from adaptify.pipeline.retrofit import peak_memory
@@ -102,7 +100,7 @@ def preview(request: Request) -> Preview:
         TargetError: The target cannot be met; the message names what can.
     """
     network = open_network(request.model, request.data)
-    AdaptiveModel(network.traced)  # it must return one score per class
+    classes_of(network)  # it must return one score per class
     pruned = remove_least(network, request.target, request.importance, request.round_to)
     notes = list(network.notes)
     if network.placed:
@@ -135,7 +133,7 @@ def open_test_data(request: Request, before: Preview, *, progress: Progress = SI
         parts=["test"],
         progress=progress,
     )
-    check_labels(data, AdaptiveModel(before.network.traced).num_classes)
+    check_labels(data, classes_of(before.network))
     return data
 
 
@@ -145,7 +143,7 @@ def prune(
     output: Path | None = None,
     force: bool = False,
     progress: Progress = SILENT,
-    show: Preview | None = None,
+    found: Preview | None = None,
 ) -> Finished:
     """Prune a checkpoint without training, and write the run folder.
 
@@ -156,7 +154,7 @@ def prune(
         output: The folder to make; without it, `runs/<model>-importance-NNN`.
         force: Replace `output` if it is there.
         progress: Told how far it is.
-        show: What `preview(request)` gave, if that was called.
+        found: What `preview(request)` gave, if it was called.
 
     Raises:
         AdaptifyError: As each stage does; then no folder is left behind.
@@ -164,7 +162,7 @@ def prune(
     started = time.perf_counter()
     folder.check_output(output, force=force)
     device = pick_device(request.run.device)
-    found = show or preview(request)
+    found = found or preview(request)
     network, pruned = found.network, found.pruned
     data = open_test_data(request, found, progress=progress)
     stem = f"{network.architecture.name.partition(':')[2].replace(':', '.')}-{METHOD}"
@@ -175,31 +173,24 @@ def prune(
         # What is verified and measured is the file that was written.
         written = artifact.load(run.work / folder.MODEL, trust_code=True)
         difference = verify(pruned, written)
-        fast = [optimize(made).to(device) for made in (AdaptiveModel(network.traced).eval(), written)]
-        accuracies: list[float | None] = [None, None]
-        if data is not None:
-            accuracies = [
-                evaluate(
-                    made, data.test, batch_size=request.run.batch_size, device=device, progress=progress
-                ).accuracy
-                for made in fast
-            ]
-        with progress.stage("time"):
-            milliseconds = take_turns(fast, device)
-        sizes = _sizes((network.traced, written.backbone()), accuracies, milliseconds)
+        sizes = _measure(request, (AdaptiveModel(network.traced).eval(), written), data, device, progress)
+        notes = [
+            *found.notes,
+            *(data.notes if data is not None else [UNMEASURED]),
+            f"pruned and masked network differ by {difference:.1e} of the largest output",
+        ]
+        macs = written.cost.total
         report = Report.model_validate(
             {
                 **provenance(written),
                 "data": data.describe() if data is not None else None,
-                **_before_and_after(network.cost.total, written.cost.total, sizes),
+                "before": {"macs": network.cost.total, **sizes[0]},
+                "after": {"macs": macs, "kept": macs / network.cost.total, **sizes[1]},
+                "macs_per_sample": {"mean": macs, "median": macs, "p95": macs},
                 "pruning": {**found.facts(request), "device": str(device)},
                 "layers": layer_rows(written, torch.zeros(1, dtype=torch.int64)),
                 "timing": {"prune_s": time.perf_counter() - started, "peak_memory_bytes": peak_memory()},
-                "notes": [
-                    *found.notes,
-                    *(data.notes if data is not None else [UNMEASURED]),
-                    f"pruned and masked network differ by {difference:.1e} of the largest output",
-                ],
+                "notes": notes,
             }
         )
         write_text(run.work / folder.ENVIRONMENT, json.dumps(describe_environment(), indent=1) + "\n")
@@ -223,19 +214,25 @@ def _plan(request: Request, network: Network, pruned: Pruned) -> Plan:
     )
 
 
-def _sizes(
-    traced: tuple[Traced, Traced], accuracies: list[float | None], milliseconds: list[float]
+def _measure(
+    request: Request,
+    models: tuple[AdaptiveModel, AdaptiveModel],
+    data: Data | None,
+    device: torch.device,
+    progress: Progress,
 ) -> list[dict[str, Any]]:
+    """Accuracy, if there is data, time and size of each network, as a report has them."""
+    fast = [optimize(model).to(device) for model in models]
+    accuracies: list[float | None] = [None for _ in fast]
+    if data is not None:
+        size = request.run.batch_size
+        accuracies = [
+            evaluate(model, data.test, batch_size=size, device=device, progress=progress).accuracy
+            for model in fast
+        ]
+    with progress.stage("time"):
+        milliseconds = take_turns(fast, device)
     return [
-        {"accuracy": accuracy, "milliseconds": taken, **size_of(made)}
-        for made, accuracy, taken in zip(traced, accuracies, milliseconds, strict=True)
+        {"accuracy": accuracy, "milliseconds": taken, **size_of(model.backbone())}
+        for model, accuracy, taken in zip(models, accuracies, milliseconds, strict=True)
     ]
-
-
-def _before_and_after(base: int, macs: int, sizes: list[dict[str, Any]]) -> Mapping[str, Any]:
-    before, after = sizes
-    return {
-        "before": {"macs": base, **before},
-        "after": {"macs": macs, "kept": macs / base, **after},
-        "macs_per_sample": {"mean": macs, "median": macs, "p95": macs},
-    }

@@ -84,7 +84,8 @@ def verify(pruned: Pruned, written: AdaptiveModel) -> float:
     """
     images = torch.randn(2, *pruned.traced.input_shape, generator=torch.Generator().manual_seed(0))
     masked = _outputs(mask_channels(pruned.channels, pruned.selection.keep), images)
-    difference = float((_outputs(written.backbone(), images) - masked).abs().max() / masked.abs().max())
+    scale = masked.abs().max().clamp_min(torch.finfo(masked.dtype).tiny)
+    difference = float((_outputs(written.backbone(), images) - masked).abs().max() / scale)
     if not difference <= TOLERANCE:
         raise TargetError(
             f"the pruned network differs from the masked one by {difference:.2g} of the largest output",
