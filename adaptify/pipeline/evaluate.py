@@ -108,7 +108,7 @@ def evaluate_target(
     )
     check_labels(opened, network.num_classes)
     found = evaluate(
-        optimize(network).to(where), opened.test, batch_size=batch_size, device=where, progress=progress
+        optimize(network, where), opened.test, batch_size=batch_size, device=where, progress=progress
     )
     macs = network.exit_macs(network.policy)
     right = found.predictions == found.labels

@@ -222,7 +222,7 @@ def _measure(
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """Accuracy, if there is data, time and size of each network, as a report has them."""
-    fast = [optimize(model).to(device) for model in models]
+    fast = [optimize(model, device) for model in models]
     accuracies: list[float | None] = [None for _ in fast]
     if data is not None:
         size = request.run.batch_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,7 @@ def retrofit(
         # What is reported was measured on the file that was written, really skipping.
         written = artifact.load(run.work / folder.MODEL, trust_code=True)
         evaluation = evaluate(
-            optimize(written).to(device),
+            optimize(written, device),
             data.test,
             batch_size=recipe.run.batch_size,
             device=device,
@@ -142,7 +143,8 @@ def retrofit(
 
 def peak_memory() -> int:
     """Largest resident size of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _check_target(target: CalibrateSection, model: AdaptiveModel) -> None:

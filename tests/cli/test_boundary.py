@@ -140,8 +140,11 @@ def test_ctrl_c_ends_a_command_quietly() -> None:
 
 
 def test_being_terminated_cleans_up() -> None:
-    sleep, cleaned = "    time.sleep(30)", "    try: time.sleep(30)\n    finally: print('cleaned')"
-    script = WAITING.replace(sleep, cleaned)
+    # "ready" is said inside the block that cleans up: the signal may come right after it.
+    script = WAITING.replace(
+        '    print("ready", flush=True)\n    time.sleep(30)',
+        "    try: print('ready', flush=True); time.sleep(30)\n    finally: print('cleaned')",
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
