@@ -56,13 +56,13 @@ def force(model: AdaptiveModel, images: Tensor, leave: list[float]) -> None:
     model.policy = ThresholdPolicy(tuple(thresholds), score)
 
 
-def measure(name: str, batch: int, leave: list[float], rounds: int) -> dict[str, float]:
+def measure(name: str, batch: int, leave: list[float], rounds: int, count: int) -> dict[str, float]:
     """Time the exiting network against the static one on images in batches of `batch`."""
     model = exiting_network(name, len(leave))
     exiting = optimize(model)
     static = optimize(AdaptiveModel(model.backbone()).eval())
     shape = model.traced.input_shape
-    batches = max(1, 80 // batch)
+    batches = max(1, count // batch)
     images = torch.randn(batch * batches, *shape, generator=torch.Generator().manual_seed(1))
     force(exiting, images, leave)
     parts = images.split(batch)
@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--leave", default="0.3,0.3")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--images", type=int, default=64, help="at least one batch of them")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
@@ -101,7 +102,7 @@ def main() -> None:
     print(f"{'network':28s} {'batch':>5s} {'ms':>8s} {'MACs':>6s} {'time':>6s} {'gap':>7s}")
     for name in arguments.networks.split(","):
         for batch in map(int, arguments.batches.split(",")):
-            row = measure(name, batch, leave, arguments.rounds)
+            row = measure(name, batch, leave, arguments.rounds, arguments.images)
             figures = f"{row['ms']:8.2f} {row['macs']:6.3f} {row['time']:6.3f} {row['gap']:+7.3f}"
             print(f"{name:28s} {batch:5d} {figures}")
 
