@@ -40,7 +40,7 @@ def target(report: Report) -> Target | None:
     if request.get("max_drop") is not None:
         allowed = float(request["max_drop"])
         return Target(
-            f"lose at most {allowed:g} points of accuracy",
+            f"lose at most {allowed:g} {'point' if allowed == 1 else 'points'} of accuracy",
             _lost(drop),
             _lost(test_drop),
             100 * test_drop <= allowed + 1e-6,
