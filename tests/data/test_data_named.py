@@ -84,10 +84,12 @@ def test_digits_need_no_torchvision_and_no_network() -> None:
     code = (
         "import sys; from adaptify.data import open_data; from adaptify.input_spec import InputSpec;"
         "d = open_data('digits', input=InputSpec(1, 8, 8, (0.5,), (0.5,)));"
-        "assert len(list(d.train.batches(647, augment=True))) == 2;"
-        "assert 'torchvision' not in sys.modules"
+        "print(len(list(d.train.batches(647, augment=True))), 'torchvision' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.split() == ["2", "False"]
 
 
 def test_all_work_on_a_batch_is_done_on_its_device() -> None:

@@ -17,7 +17,7 @@ from adaptify.graph.trace import trace
 WITH_AUXILIARY_HEADS = {"googlenet", "inception_v3"}
 
 
-def same_in_training(model, traced, images, with_own_state, run_graph) -> None:
+def check_same_in_training(model, traced, images, with_own_state, run_graph) -> None:
     """Output and running statistics of both, each from the same seed and state."""
     original = with_own_state(model).train()
     rewritten = copy.copy(traced)
@@ -38,14 +38,14 @@ def test_evaluates_as_the_original(family, run_graph):
 def test_trains_as_the_original(family, with_own_state, run_graph):
     if family.name in WITH_AUXILIARY_HEADS:
         pytest.skip("traced as in evaluation; see the test without auxiliary heads")
-    same_in_training(family.model, family.traced, family.images, with_own_state, run_graph)
+    check_same_in_training(family.model, family.traced, family.images, with_own_state, run_graph)
 
 
 @pytest.mark.parametrize("name", sorted(WITH_AUXILIARY_HEADS))
 def test_trains_as_the_original_without_auxiliary_heads(name, build_family, with_own_state, run_graph):
     family = build_family(name, aux_logits=False)
     assert family.traced.notes == ()
-    same_in_training(family.model, family.traced, family.images, with_own_state, run_graph)
+    check_same_in_training(family.model, family.traced, family.images, with_own_state, run_graph)
 
 
 def test_says_that_auxiliary_heads_are_left_out(family):
@@ -233,7 +233,7 @@ def test_modules_with_habits_behave_as_the_original(middle, images, with_own_sta
     with torch.no_grad():
         expected = with_own_state(model).eval()(images)
     assert torch.equal(run_graph(traced, images), expected)
-    same_in_training(model, traced, images, with_own_state, run_graph)
+    check_same_in_training(model, traced, images, with_own_state, run_graph)
 
 
 @pytest.mark.parametrize("middle", [OnData, UntraceableInTraining])
@@ -281,7 +281,7 @@ def test_flags_in_the_networks_own_code_follow_its_mode(middle, images, with_own
     model = RootDropout(middle()).eval()
     traced = trace(model, (3, 8, 8))
     assert torch.equal(run_graph(traced, images), model(images))
-    same_in_training(model, traced, images, with_own_state, run_graph)
+    check_same_in_training(model, traced, images, with_own_state, run_graph)
 
 
 class TwoHeadsInTraining(Net):
@@ -385,7 +385,7 @@ def test_shared_modules_and_weights_stay_shared(images, with_own_state, run_grap
     assert [name for name, _ in root.named_parameters()] == [name for name, _ in model.named_parameters()]
     calls = [node for node in traced.graph.nodes if node.op == "call_module" and node.target == "conv"]
     assert [node.meta["name"] for node in calls] == ["conv", "conv_1"]
-    same_in_training(model, traced, images, with_own_state, run_graph)
+    check_same_in_training(model, traced, images, with_own_state, run_graph)
 
 
 def test_shapes_are_those_of_a_run(family):

@@ -88,7 +88,7 @@ def build(name: str, **kwargs) -> tuple[nn.Module, tuple[int, int, int]]:
     return model, tuple(model.pretrained_cfg["input_size"])
 
 
-def check(name: str, run_graph) -> None:
+def check_traces(name: str, run_graph) -> None:
     model, shape = build(name)
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
     traced = trace(model, shape)
@@ -100,7 +100,7 @@ def check(name: str, run_graph) -> None:
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "vit_tiny_patch16_224", "levit_128s"])
 def test_traces(name, run_graph):
-    check(name, run_graph)
+    check_traces(name, run_graph)
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ def test_nearly_all_popular_networks_trace(run_graph):
     failures = {}
     for name in NETWORKS:
         try:
-            check(name, run_graph)
+            check_traces(name, run_graph)
         except Exception as error:
             failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
     print(f"\n{len(NETWORKS) - len(failures)} of {len(NETWORKS)} timm networks trace", failures)
