@@ -25,10 +25,12 @@ from pydantic import (
     model_validator,
 )
 
-from adaptify.errors import RecipeError, did_you_mean
+from adaptify.errors import RecipeError, UsageError, did_you_mean
 from adaptify.files import write_text
 from adaptify.methods.base import Section, find_method
 from adaptify.settings import CoreDumper, CoreLoader
+
+_Path = tuple[str, ...]
 
 
 class ModelSection(Section):
@@ -137,17 +139,53 @@ def resolve(
         overrides: Dotted key -> value, from its `key=value` words.
 
     Raises:
-        RecipeError: An unknown key, a value of the wrong kind, or a file that is no recipe; it names
-            the place.
-        UsageError: The method is unknown.
+        RecipeError: An unknown key or method, a value of the wrong kind, or a file that is no recipe; it
+            names the place.
+        UsageError: The method is unknown, and not from the file.
     """
     settings, places = _read(Path(file)) if file is not None else ({}, {})
-    name = method or settings.get("method") or "dgate"
+    return _resolved(method, settings, places, options, overrides)
+
+
+def check(file: str | os.PathLike[str], overrides: Mapping[str, Any] = {}) -> Recipe:
+    """Check a recipe by itself, and return it as it would be run.
+
+    Recipes may leave the checkpoint and the data to the command line: where they do, the words CKPT and
+    DATA stand for them. Neither is looked for.
+
+    Args:
+        file: A recipe in YAML.
+        overrides: Dotted key -> value, as for `resolve`.
+
+    Raises:
+        RecipeError, UsageError: As `resolve` does.
+    """
+    settings, places = _read(Path(file))
+    for section, key, word in (("model", "checkpoint", "CKPT"), ("data", "source", "DATA")):
+        given = settings.setdefault(section, {})
+        if isinstance(given, dict):
+            given.setdefault(key, word)
+    return _resolved(None, settings, places, {}, overrides)
+
+
+def _resolved(
+    method: str | None,
+    settings: dict[str, Any],
+    places: dict[_Path, str],
+    options: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+) -> Recipe:
+    own = overrides.get("method") or method
+    name = own or settings.get("method") or "dgate"
+    where = "" if own else _place(("method",), places)
     if not isinstance(name, str):
-        raise RecipeError(
-            f"{_place(('method',), places)}method is no name", "Write, for example: method: dgate"
-        )
-    schema = recipe_type(name)
+        raise RecipeError(f"{where}method is no name", "Write, for example: method: dgate")
+    try:
+        schema = recipe_type(name)
+    except UsageError as error:
+        if not where:
+            raise
+        raise RecipeError(f"{where}{error.message}", error.hint) from error
     settings["method"] = name
     for source in (options, overrides):
         for key, value in source.items():
@@ -189,9 +227,6 @@ def write_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> None:
     write_text(path, dump_recipe(recipe))
 
 
-_Path = tuple[str, ...]
-
-
 def _read(file: Path) -> tuple[dict[str, Any], dict[_Path, str]]:
     """Settings of a YAML file, and for each key where it stands, as "file:line:column "."""
     try:
@@ -200,7 +235,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[_Path, str]]:
         settings = yaml.load(text, Loader=CoreLoader)
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {file}: {error.strerror}", "Check its name.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or a number that is none
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not YAML text"

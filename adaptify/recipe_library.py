@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from adaptify.errors import RecipeError, did_you_mean
+from adaptify.settings import CoreLoader
 
 _HERE = Path(__file__).parent
 # Inside the package once it is installed; beside it in a checkout.
 FOLDER = next((place for place in (_HERE / "recipes", _HERE.parent / "recipes") if place.is_dir()), _HERE)
 _SUFFIX = ".yaml"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A recipe that comes with adaptify, as a list shows it.
+
+    Attributes:
+        name: METHOD/MODEL_DATA.
+        method: The method.
+        model: The architecture.
+        summary: The first line of its opening comment.
+    """
+
+    name: str
+    method: str
+    model: str
+    summary: str
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -38,3 +59,14 @@ def find_recipe(name_or_path: str | os.PathLike[str]) -> Path:
             f"Name a YAML file, or one that comes with adaptify: {', '.join(names)}.",
         )
     return FOLDER / f"{wanted}{_SUFFIX}"
+
+
+def list_recipes() -> list[Listed]:
+    """Return the recipes that come with adaptify, in the order of their names."""
+    listed = []
+    for name in recipe_names():
+        text = (FOLDER / f"{name}{_SUFFIX}").read_text(encoding="utf-8")
+        settings = yaml.load(text, Loader=CoreLoader)  # a safe loader
+        summary = text.partition("\n")[0].lstrip("# ").rstrip()
+        listed.append(Listed(name, settings["method"], settings["model"]["arch"], summary))
+    return listed

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adaptify.errors import RecipeError, UsageError
-from adaptify.recipe import dump_recipe, known_keys, recipe_type, resolve, write_recipe
+from adaptify.recipe import check, dump_recipe, known_keys, recipe_type, resolve, write_recipe
 
 GIVEN = {"model.checkpoint": "model.pt", "data.source": "digits"}
 
@@ -56,6 +56,8 @@ def test_without_a_request_half_a_point_may_be_lost() -> None:
         ("version: 2\nmethod: dgate\n", r"recipe\.yaml:1:1 version"),
         ("method: [dgate\n", r"recipe\.yaml:2:1"),
         ("just words\n", "holds no sections"),
+        ("method: dgat\n", r"recipe\.yaml:1:1 unknown method 'dgat'; did you mean 'dgate'"),
+        ("method: dgate\ntrain: {lr: !!int fast}\n", r"recipe\.yaml: not YAML text"),
     ],
     ids=[
         "unknown key",
@@ -66,6 +68,8 @@ def test_without_a_request_half_a_point_may_be_lost() -> None:
         "newer",
         "not yaml",
         "text",
+        "unknown method",
+        "no number",
     ],
 )
 def test_mistakes_are_told_with_their_place(tmp_path: Path, text: str, message: str) -> None:
@@ -96,3 +100,30 @@ def test_unknown_methods_and_files() -> None:
 def test_known_keys_are_dotted() -> None:
     keys = known_keys(recipe_type("dgate"))
     assert {"method", "data.source", "gates.pool", "train.lr", "calibrate.max_drop", "run.seed"} <= set(keys)
+
+
+def test_a_recipe_is_checked_without_what_the_command_line_adds(tmp_path: Path) -> None:
+    bare = check(written(tmp_path, "method: dgate\ndata: {holdout: 0.2}\n"), {"train.lr": 0.5})
+    assert (bare.model.checkpoint, bare.data.source) == ("CKPT", "DATA")
+    assert (bare.data.holdout, bare.train.model_dump()["lr"]) == (0.2, 0.5)
+    full = check(written(tmp_path, "model: {checkpoint: a.pt}\ndata: {source: digits}\n"))
+    assert (full.model.checkpoint, full.data.source) == ("a.pt", "digits")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model:\n  checkpoint: 3\n", r"recipe\.yaml:2:3 model\.checkpoint: .*string.*3"),
+        ("data: digits\n", r"recipe\.yaml:1:1 data: .*'digits'"),
+    ],
+)
+def test_checking_sees_what_a_file_says_of_checkpoint_and_data(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        check(written(tmp_path, text))
+
+
+def test_a_method_from_the_command_line_is_checked_like_any_other() -> None:
+    with pytest.raises(UsageError, match="unknown method 'dgat'"):
+        resolve("dgate", options=GIVEN, overrides={"method": "dgat"})

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,16 +13,10 @@ from adaptify.graph.cost import CostModel
 from adaptify.graph.trace import trace
 from adaptify.models.registry import resolve as resolve_architecture
 from adaptify.pipeline.prepare import make_method
-from adaptify.recipe import Recipe, resolve
-from adaptify.recipe_library import FOLDER, find_recipe, recipe_names
+from adaptify.recipe import check
+from adaptify.recipe_library import FOLDER, Listed, find_recipe, list_recipes, recipe_names
 
 FILES = sorted(FOLDER.rglob("*.yaml"))
-# What the command line adds.
-REST: dict[str, Any] = {"model.checkpoint": "model.pth", "data.source": "fake:64"}
-
-
-def shipped(name: str) -> Recipe:
-    return resolve(None, file=find_recipe(name), options=REST)
 
 
 def test_there_are_recipes_and_each_has_a_name() -> None:
@@ -33,7 +26,7 @@ def test_there_are_recipes_and_each_has_a_name() -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_recipe_is_valid_and_for_the_method_of_its_folder(name: str) -> None:
-    assert shipped(name).method == name.partition("/")[0]
+    assert check(find_recipe(name)).method == name.partition("/")[0]
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -51,7 +44,7 @@ def test_recipe_opens_with_the_command_that_runs_it_and_what_to_expect(name: str
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_the_gates_of_a_recipe_have_a_place_in_its_network(name: str) -> None:
-    recipe = shipped(name)
+    recipe = check(find_recipe(name))
     assert recipe.model.arch is not None
     torch.manual_seed(0)
     architecture = resolve_architecture(recipe.model.arch, recipe.model.arch_kwargs)
@@ -87,10 +80,11 @@ def test_names_do_not_leave_the_folder(path: str) -> None:
 def test_recipes_are_found_wherever_the_package_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "method" / "model_data.yaml"
     file.parent.mkdir()
-    file.write_text("version: 1\n")
+    file.write_text("# What it is for.\n# More.\nmethod: one\nmodel: {arch: small}\n")
     monkeypatch.setattr(recipe_library, "FOLDER", tmp_path)
     assert recipe_names() == ("method/model_data",)
     assert find_recipe("method/model_data") == file
+    assert list_recipes() == [Listed("method/model_data", "one", "small", "What it is for.")]
 
 
 def test_the_command_line_takes_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

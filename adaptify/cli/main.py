@@ -8,13 +8,12 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from adaptify.cli import boundary, calibrate, demo, env, evaluate, inspect, prune, report, retrofit
-from adaptify.errors import UsageError, did_you_mean
+from adaptify.cli import boundary, calibrate, demo, env, evaluate, inspect, prune, recipes, report, retrofit
+from adaptify.cli.group import make_group
 from adaptify.version import VERSION
 
 _THE_WAY = """\
@@ -35,28 +34,7 @@ Commands after `retrofit` take the newest run when none is named.
 """
 
 
-class _Commands(TyperGroup):
-    """A group whose unknown commands are answered like every other mistake."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Return the names of the commands in the order in which they are used."""
-        return list(self.commands)
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return (name, command, remaining arguments) as click does, or say which command was meant."""
-        if not ctx.resilient_parsing and args and self.get_command(ctx, args[0]) is None:
-            near = did_you_mean(args[0], self.list_commands(ctx))
-            raise UsageError(f"unknown command '{args[0]}'{near}", "`adaptify --help` lists the commands.")
-        return super().resolve_command(ctx, args)
-
-
-# Plain help: rich would cost as much start-up time again as everything else together.
-app = typer.Typer(
-    cls=_Commands,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = make_group()
 
 
 def _show_version(value: bool) -> None:
@@ -90,6 +68,7 @@ app.command("calibrate")(calibrate.calibrate)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("env")(env.env)
+app.add_typer(recipes.recipes, name="recipes")
 
 
 def _terminated(signum: int, frame: FrameType | None) -> None:

@@ -11,7 +11,9 @@ from adaptify.version import VERSION
 HEAVY = ("torch", "torchvision", "numpy", "matplotlib", "jinja2", "rich", "yaml")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], [], ["--version"], ["report", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], [], ["--version"], ["report", "--help"], ["recipes", "--help"]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     script = (
         "import sys; from adaptify.cli.main import main; code = main(sys.argv[2:]); "
@@ -71,9 +73,14 @@ def test_wrong_arguments_are_two_lines_and_exit_2(
 def test_every_command_has_examples_that_are_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     from adaptify.cli.main import app
 
-    for command in app.registered_commands:
-        assert main([str(command.name), "--help"]) == 0
+    names = [str(command.name) for command in app.registered_commands]
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        names += [f"{group.name} {command.name}" for command in group.typer_instance.registered_commands]
+    assert {"retrofit", "recipes ls"} <= set(names)
+    for name in names:
+        assert main([*name.split(), "--help"]) == 0
         text = capsys.readouterr().out
-        assert "Examples:" in text
+        assert "Examples:" in text, name
         examples = text.split("Examples:\n")[1].split("\n\n")[0].splitlines()
-        assert all(f"adaptify {command.name}" in line for line in examples)
+        assert all(f"adaptify {name}" in line for line in examples)
