@@ -1,0 +1,43 @@
+"""`report.json`, typed: the one source that the page and the tables are made from.
+
+MACs are per sample; accuracies, shares and kept parts are fractions in [0, 1]. A threshold of
+`None` is never reached: nothing leaves at that exit (JSON has no infinity).
+"""
+
+from adaptify.report.schema.exits import Calibration, Example, Examples, Exit, Point
+from adaptify.report.schema.file import parse_report, read_report, write_report
+from adaptify.report.schema.gating import GateEpoch, GateMode, GateSite, Gating
+from adaptify.report.schema.network import After, Before, DataInfo, Layer, MacsPerSample, Method, Model, Size
+from adaptify.report.schema.pruning import PrunedLayer, Pruning
+from adaptify.report.schema.report import FORMAT, VERSION, Report
+from adaptify.report.schema.training import Training, TrainingEpoch
+
+__all__ = [
+    "FORMAT",
+    "VERSION",
+    "After",
+    "Before",
+    "Calibration",
+    "DataInfo",
+    "Example",
+    "Examples",
+    "Exit",
+    "GateEpoch",
+    "GateMode",
+    "GateSite",
+    "Gating",
+    "Layer",
+    "MacsPerSample",
+    "Method",
+    "Model",
+    "Point",
+    "PrunedLayer",
+    "Pruning",
+    "Report",
+    "Size",
+    "Training",
+    "TrainingEpoch",
+    "parse_report",
+    "read_report",
+    "write_report",
+]
