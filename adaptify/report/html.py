@@ -14,7 +14,7 @@ from markupsafe import Markup
 from adaptify import text
 from adaptify.files import write_text
 from adaptify.report.derive import class_rows, headline, operating_point, target
-from adaptify.report.plots import compute_figure, frontier_figure, palette
+from adaptify.report.plots.exits import compute_figure, frontier_figure, palette
 from adaptify.report.schema import Report
 
 # Figures are drawn twice, with text of the same size: one is shown on a desk, the other on a phone.

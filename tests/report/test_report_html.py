@@ -10,7 +10,7 @@ import pytest
 from report_sample import sample_report
 
 from adaptify.report.html import render_html, write_html
-from adaptify.report.plots import palette
+from adaptify.report.plots.exits import palette
 from adaptify.report.schema import parse_report
 from adaptify.report.svg import Svg, apart, ticks
 

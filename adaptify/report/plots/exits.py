@@ -1,20 +1,14 @@
-"""The figures of a report. Each is a function from a report and a width to an SVG."""
+"""The figures of early exits, and the colours of exits."""
 
 from __future__ import annotations
 
 from markupsafe import Markup
 
 from adaptify.report.derive import operating_point
+from adaptify.report.plots.axes import BOTTOM, Axes, diamond, floor_of_interest, shortened, square
 from adaptify.report.schema import Report
-from adaptify.report.svg import Svg, apart, scale, ticks
+from adaptify.report.svg import Svg, apart
 from adaptify.text import percent, quantity
-
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 14, 44
-_CHARACTER = 6.2  # px: about the width of a character of the figures' 11 px text
-
-# Points of the frontier that lose much more than was asked for press the interesting part into a corner.
-_DEPTH = 8.0  # times what was lost
-_LEAST_DEPTH, _MOST_DEPTH = 0.02, 0.20  # of accuracy
 
 
 def frontier_figure(report: Report, width: float, height: float = 300) -> Markup:
@@ -26,7 +20,7 @@ def frontier_figure(report: Report, width: float, height: float = 300) -> Markup
     at = operating_point(report)
     request = calibration.request if calibration else {}
     lowest = min([base, now] + ([at[1]] if at else []))
-    floor = base - min(max(_DEPTH * (base - lowest), _LEAST_DEPTH), _MOST_DEPTH)
+    floor = floor_of_interest(base, lowest)
     curve = [(p.macs / macs, p.accuracy) for p in report.frontier if p.accuracy >= floor]
     test = (report.after.kept, now)
     everything = [*curve, (1.0, base), test] + ([at] if at else [])
@@ -36,7 +30,7 @@ def frontier_figure(report: Report, width: float, height: float = 300) -> Markup
     low_x, high_x = min(x for x, _ in everything), max(x for x, _ in everything)
     if request.get("max_macs") is not None:
         low_x = min(low_x, float(request["max_macs"]))
-    axes = _Axes(
+    axes = Axes(
         Svg(width, height, f"Accuracy against MACs kept: {len(report.frontier)} choices of thresholds"),
         x=(max(0.0, low_x - 0.05), high_x + 0.03),
         y=(low_y - room, min(1.0, high_y + room)),
@@ -48,19 +42,19 @@ def frontier_figure(report: Report, width: float, height: float = 300) -> Markup
     if request.get("max_macs") is not None:
         limit = min(float(request["max_macs"]), axes.high_x)
         svg.rect(axes.left, axes.top, x(limit) - axes.left, axes.bottom - axes.top, "allowed")
-    axes.grid(" of the MACs kept", "accuracy")
+    axes.grid("of the MACs kept", "accuracy")
     svg.line(axes.left, y(base), axes.right, y(base), "baseline")
     svg.polyline([(x(a), y(b)) for a, b in curve], "curve")
     if len(curve) <= 80:
         for a, b in curve:
             svg.circle(x(a), y(b), 2.4, "point", f"{percent(a)} of the MACs, accuracy {percent(b, 2)}")
-    _square(svg, x(1.0), y(base), "came", f"as it came: accuracy {percent(base, 2)}")
-    _diamond(svg, x(test[0]), y(test[1]), "test", f"test samples: {percent(test[0])}, {percent(test[1], 2)}")
+    square(svg, x(1.0), y(base), "came", f"as it came: accuracy {percent(base, 2)}")
+    diamond(svg, x(test[0]), y(test[1]), "test", f"test samples: {percent(test[0])}, {percent(test[1], 2)}")
     if at is not None:
         told = f"{percent(at[0])} of the MACs, accuracy {percent(at[1], 2)}"
         svg.circle(x(at[0]), y(at[1]), 10, "halo")
         svg.circle(x(at[0]), y(at[1]), 5, "chosen", f"chosen: {told}")
-        _label(axes, x(at[0]), y(at[1]), f"{percent(at[0])} kept, {percent(at[1], 2)}")
+        axes.label(x(at[0]), y(at[1]), f"{percent(at[0])} kept, {percent(at[1], 2)}")
     return svg.markup()
 
 
@@ -68,7 +62,7 @@ def compute_figure(report: Report, width: float, height: float = 300) -> Markup:
     """Draw the share of samples that still run against the MACs spent: its area is the MACs kept."""
     high = max([1.0] + [exit_.share_macs for exit_ in report.exits])
     svg = Svg(width, height, "Share of samples that still run, against the MACs spent on them")
-    axes = _Axes(svg, x=(0.0, high), y=(0.0, 1.0), bottom=_BOTTOM + 16)
+    axes = Axes(svg, x=(0.0, high), y=(0.0, 1.0), bottom=BOTTOM + 16)
     x, y = axes.x, axes.y
     corners = [(x(0.0), y(1.0))]
     running = 1.0
@@ -80,7 +74,7 @@ def compute_figure(report: Report, width: float, height: float = 300) -> Markup:
         running = left
     svg.rect(axes.left, axes.top, x(1.0) - axes.left, axes.bottom - axes.top, "saved")
     svg.polygon([*corners, (x(0.0), y(0.0))], "running")
-    axes.grid(" of the MACs", "samples that still run")
+    axes.grid("of the MACs", "samples that still run")
     svg.polyline(corners, "curve")
     _quantiles(axes, report)
     for index, exit_, before, after in drops:
@@ -94,7 +88,7 @@ def compute_figure(report: Report, width: float, height: float = 300) -> Markup:
             "touch",
             _exit_title(exit_.name, exit_.share, exit_.macs),
         )
-        name = _shortened(exit_.name, axes.right - at - 10)
+        name = shortened(exit_.name, axes.right - at - 10)
         if y(after) - y(before) >= 16 and name:
             svg.text(at + 7, y(before) + 13, name, "label onto")
     return svg.markup()
@@ -111,40 +105,7 @@ def palette(count: int) -> list[tuple[str, str]]:
     return [(_between(light, step), _between(dark, step)) for step in steps] + [("#7c8592", "#8a93a1")]
 
 
-class _Axes:
-    """The plotting area of a figure: maps from values to pixels, and the grid."""
-
-    def __init__(
-        self, svg: Svg, x: tuple[float, float], y: tuple[float, float], bottom: float = _BOTTOM
-    ) -> None:
-        self.svg = svg
-        self.left, self.right, self.top, self.bottom = (
-            _LEFT,
-            svg.width - _RIGHT,
-            _TOP + 12,
-            svg.height - bottom,
-        )
-        (self.low_x, self.high_x), (self.low_y, self.high_y) = x, y
-        self.x = scale(self.low_x, self.high_x, self.left, self.right)
-        self.y = scale(self.low_y, self.high_y, self.bottom, self.top)
-
-    def grid(self, x_name: str, y_name: str) -> None:
-        """Draw lines and numbers; the last number of the x axis says what it counts."""
-        y_ticks = ticks(self.low_y, self.high_y, 6)
-        digits = _digits(y_ticks)
-        for value in y_ticks:
-            self.svg.line(self.left, self.y(value), self.right, self.y(value), "grid")
-            self.svg.text(self.left - 7, self.y(value) + 4, percent(value, digits), "tick", "end")
-        x_ticks = ticks(self.low_x, self.high_x, max(3, int((self.right - self.left) / 70)))
-        for value in x_ticks:
-            self.svg.line(self.x(value), self.bottom, self.x(value), self.bottom + 4, "axis")
-            self.svg.text(self.x(value), self.bottom + 17, percent(value, _digits(x_ticks)), "tick", "middle")
-        self.svg.line(self.left, self.bottom, self.right, self.bottom, "axis")
-        self.svg.text(self.left, self.top - 12, y_name, "axis-name")
-        self.svg.text(self.right, self.svg.height - 6, x_name.strip(), "axis-name", "end")
-
-
-def _quantiles(axes: _Axes, report: Report) -> None:
+def _quantiles(axes: Axes, report: Report) -> None:
     """Mark mean, median and 95th percentile below the axis, their labels moved apart."""
     spent = report.macs_per_sample
     marks = sorted(
@@ -168,40 +129,8 @@ def _quantiles(axes: _Axes, report: Report) -> None:
     axes.svg.line(mean, axes.top, mean, axes.bottom - 8, "mean")
 
 
-def _label(axes: _Axes, x: float, y: float, text: str) -> None:
-    """Write beside a point, on the side where there is room, below the curve."""
-    width = len(text) * _CHARACTER
-    if x + 14 + width <= axes.right:
-        axes.svg.text(x + 12, min(y + 20, axes.bottom - 6), text, "label strong")
-    else:
-        axes.svg.text(x - 12, min(y + 24, axes.bottom - 6), text, "label strong", "end")
-
-
-def _square(svg: Svg, x: float, y: float, cls: str, title: str) -> None:
-    svg.polygon([(x - 4, y - 4), (x + 4, y - 4), (x + 4, y + 4), (x - 4, y + 4)], cls, title)
-
-
-def _diamond(svg: Svg, x: float, y: float, cls: str, title: str) -> None:
-    svg.polygon([(x, y - 6), (x + 6, y), (x, y + 6), (x - 6, y)], cls, title)
-
-
-def _shortened(name: str, room: float) -> str:
-    most = int(room / _CHARACTER)
-    if len(name) <= most:
-        return name
-    return f"{name[: most - 1]}\u2026" if most >= 5 else ""
-
-
 def _exit_title(name: str, share: float, macs: float) -> str:
     return f"{name}: {percent(share)} of the samples leave here, after {quantity(macs)} MACs"
-
-
-def _digits(values: list[float]) -> int:
-    """Digits after the point that percentages of these values need to be told apart."""
-    for digits in (0, 1):
-        if all(abs(round(100 * value, digits) - 100 * value) < 1e-6 for value in values):
-            return digits
-    return 2
 
 
 def _between(anchors: tuple[tuple[int, int, int], ...], step: float) -> str:
