@@ -1,4 +1,4 @@
-"""Trailing `key=value` words on the command line, as settings.
+"""Settings: the base of every section of a recipe, and trailing `key=value` words on the command line.
 
 Values are read as YAML 1.2 does: `1e-3` is a number, `no` is a word, `[1, 2]` is a list, `null` is
 nothing. (PyYAML's own rules are of YAML 1.1, where `1e-3` is a word and `no` is false.)
@@ -11,10 +11,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict
 
 from adaptify.errors import RecipeError, did_you_mean
 
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*")
+
+
+class Section(BaseModel):
+    """A section of a recipe: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class CoreLoader(yaml.SafeLoader):

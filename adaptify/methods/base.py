@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import ClassVar, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from adaptify.data import Data
 from adaptify.errors import UsageError, did_you_mean
@@ -19,13 +18,10 @@ from adaptify.graph.trace import Traced
 from adaptify.plan import PlaceExit
 from adaptify.progress import SILENT, Progress
 from adaptify.runtime.adaptive import AdaptiveModel
+from adaptify.settings import Section
 from adaptify.training.records import ExitRecords
 
-
-class Section(BaseModel):
-    """A section of a recipe: unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+__all__ = ["Fit", "FitContext", "Method", "Section", "find_method", "method_names", "register"]
 
 
 @dataclass(frozen=True)

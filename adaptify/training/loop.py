@@ -1,0 +1,330 @@
+"""The training loop: epochs of optimizer steps on an objective, with everything around them.
+
+What a run carries from one epoch to the next is in `_State`; the order of the images, their augmentation
+and torch's random numbers follow from the seed and the epoch, and the learning rate from the step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from adaptify.data import Data, Split
+from adaptify.errors import AdaptifyError
+from adaptify.progress import SILENT, Progress, Stage
+from adaptify.training.average import WeightAverage
+from adaptify.training.history import EpochRow, History, MetricsLog, Validation
+from adaptify.training.meter import Meter, NonFiniteLossError
+from adaptify.training.objective import Moment, Objective, network_logits
+from adaptify.training.optimizer import GateParameters, make_optimizer, scale_rates
+from adaptify.training.options import LoopOptions
+from adaptify.training.recalibrate import normalisations, recalibrate
+from adaptify.training.schedule import rate_factor
+from adaptify.training.snapshots import Snapshots
+
+_SECONDS_BETWEEN_READINGS = 0.5
+# Batches for validation and recalibration have no gradients to keep: they may be larger.
+_LARGE_BATCH = 256
+
+Validate = Callable[[nn.Module], Validation]
+Observe = Callable[[int, nn.Module], Mapping[str, float]]
+
+
+def train(
+    model: nn.Module,
+    data: Data,
+    options: LoopOptions,
+    *,
+    objective: Objective,
+    device: torch.device | str,
+    seed: int,
+    folder: Path,
+    gates: GateParameters | None = None,
+    validate: Validate | None = None,
+    observe: Observe | None = None,
+    progress: Progress = SILENT,
+) -> History:
+    """Train `model` in place on `data.train`; it is left on `device`, in evaluation mode.
+
+    At the end the model has the weights of the last epoch or of the best (`options.keep`), averaged where
+    `options.ema` asks for it, with the statistics of BatchNorm taken anew. The same seed gives the same
+    weights on the same machine. Torch's global random state is put back.
+
+    Args:
+        model: Maps images (B, C, H, W) to whatever `objective` understands; logits (B, M) in evaluation.
+        data: Its splits `train` and `holdout` are used, never `test`.
+        options: How to train.
+        objective: What to minimise.
+        device: Where to compute.
+        seed: Seed of everything random, 0 or more.
+        folder: Gets `metrics.csv`, `checkpoints/` and, if asked for, `tensorboard/`.
+        gates: The parameters of `model` that have the learning rate and weight decay of gates.
+        validate: Judges the network after each epoch, in evaluation mode; by default, its accuracy on
+            `data.holdout`.
+        observe: Returns further figures for the metrics after each epoch, likewise.
+        progress: Told of every step.
+
+    Raises:
+        UsageError: There is nothing to train, or TensorBoard is asked for and not installed.
+        AdaptifyError: The loss or a weight is not finite any more, or a file cannot be written.
+    """
+    device = torch.device(device)
+    validate = validate or (lambda network: Validation(top1(network, data.holdout, device)))
+    log = MetricsLog(folder, tensorboard=options.tensorboard)
+    snapshots = Snapshots(folder / "checkpoints")
+    try:
+        with (
+            torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+            _laid_out(model, device, options),
+        ):
+            if options.epochs == 0:
+                history = History((), None)
+            else:
+                loop = _Loop(model, data.train, options, objective, device, seed, gates, snapshots)
+                history = loop.run(validate, observe or (lambda epoch, network: {}), log, progress)
+            torch.manual_seed(_seed(seed, options.epochs))
+            _recalibrate(model, data.train, options, device, _seed(seed, options.epochs), progress)
+            model.eval()
+    finally:
+        log.close()
+    return history
+
+
+@torch.inference_mode()
+def top1(model: nn.Module, split: Split, device: torch.device | str, batch_size: int = _LARGE_BATCH) -> float:
+    """Top-1 accuracy of `model` on a split, in [0, 1]; the model is put into evaluation mode."""
+    model.eval()
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    for images, labels in split.batches(batch_size, device=device):
+        correct += (network_logits(model(images)).argmax(1) == labels).sum()
+    return int(correct) / len(split)
+
+
+@dataclass
+class _State:
+    """All that a run carries from one epoch to the next."""
+
+    optimizer: Optimizer
+    average: WeightAverage | None
+    rows: list[EpochRow] = field(default_factory=list)
+    best: int | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The next epoch."""
+        return len(self.rows)
+
+
+class _Loop:
+    def __init__(
+        self,
+        model: nn.Module,
+        split: Split,
+        options: LoopOptions,
+        objective: Objective,
+        device: torch.device,
+        seed: int,
+        gates: GateParameters | None,
+        snapshots: Snapshots,
+    ) -> None:
+        self.model = model
+        self.split = split
+        self.options = options
+        self.objective = objective
+        self.device = device
+        self.seed = seed
+        self.snapshots = snapshots
+        # The same parameters and buffers; only the forward pass goes through the compiler.
+        self.forward: Callable[[Tensor], Any] = torch.compile(model) if options.compile else model
+        # BatchNorm cannot train on a single image, and other kernels may be chosen for other sizes: a
+        # smaller last batch is left out, another one in every epoch.
+        self.batches = max(len(split) // options.batch_size, 1)
+        self.steps_per_epoch = -(-self.batches // options.accumulate)
+        self.steps = self.steps_per_epoch * options.epochs
+        self.state = _State(
+            make_optimizer(model, options, gates), WeightAverage(model, options.ema) if options.ema else None
+        )
+        self.trained = [
+            parameter for group in self.state.optimizer.param_groups for parameter in group["params"]
+        ]
+
+    def run(self, validate: Validate, observe: Observe, log: MetricsLog, progress: Progress) -> History:
+        """Train all epochs, and give the model the weights that were asked for."""
+        state = self.state
+        with progress.stage("train", total=self.steps) as stage:
+            while state.epoch < self.options.epochs:
+                epoch, started = state.epoch, time.monotonic()
+                torch.manual_seed(_seed(self.seed, epoch))
+                meter = self._train(epoch, stage)
+                with self._averaged():
+                    self.model.eval()
+                    found = validate(self.model)
+                    extra = observe(epoch, self.model)
+                    self._save(epoch, found)
+                row = EpochRow(
+                    epoch=epoch,
+                    lr=self._rate((epoch + 1) * self.steps_per_epoch - 1),
+                    loss=meter.means["loss"],
+                    train_accuracy=meter.means["accuracy"],
+                    validation=found,
+                    images_per_second=meter.images_per_second,
+                    seconds=time.monotonic() - started,
+                    kept=meter.means.get("kept"),
+                    terms=meter.terms,
+                    extra=dict(extra),
+                )
+                state.rows.append(row)
+                log.add(row)
+                stage.advance(0, **{"held-out accuracy": found.accuracy})
+        self.state.optimizer.zero_grad()  # the gradients go, and their memory
+        return History(tuple(state.rows), self._choose(progress))
+
+    def _train(self, epoch: int, stage: Stage) -> Meter:
+        """One epoch of steps."""
+        options = self.options
+        self.model.train()
+        meter = Meter()
+        told = 0
+        batches = self.split.batches(
+            options.batch_size,
+            augment=options.augment,
+            shuffle=True,
+            seed=_seed(self.seed, epoch),
+            device=self.device,
+            drop_last=len(self.split) >= options.batch_size,
+        )
+        for index, (images, labels) in enumerate(batches):
+            done, part = divmod(index, options.accumulate)
+            parts = min(options.accumulate, self.batches - done * options.accumulate)
+            step = epoch * self.steps_per_epoch + done
+            moment = Moment(epoch, step, self.steps, options.epochs)
+            if options.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=options.bf16):
+                loss = self.objective(self.forward, images, labels, moment)
+            (loss.total / parts).backward()
+            meter.add(step, loss, labels)
+            if part == parts - 1:
+                self._step(step)
+                told += 1
+            if meter.age > _SECONDS_BETWEEN_READINGS or index == self.batches - 1:
+                self._read(meter)
+                stage.advance(told, **_shown(meter))
+                told = 0
+        if not torch.stack([parameter.isfinite().all() for parameter in self.trained]).all():
+            raise self._diverged("a weight is not finite", (epoch + 1) * self.steps_per_epoch - 1)
+        return meter
+
+    def _step(self, step: int) -> None:
+        optimizer = self.state.optimizer
+        scale_rates(optimizer, self._factor(step))
+        if self.options.clip is not None:
+            nn.utils.clip_grad_norm_(self.trained, self.options.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        if self.state.average is not None:
+            self.state.average.update()
+
+    def _factor(self, step: int) -> float:
+        return rate_factor(self.options.schedule, step, self.steps, self.steps_per_epoch)
+
+    def _rate(self, step: int) -> float:
+        return self.options.lr * self._factor(step)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return self.state.average.in_place() if self.state.average is not None else nullcontext()
+
+    def _save(self, epoch: int, found: Validation) -> None:
+        state = self.state
+        self.snapshots.save(self.model, "last", epoch)
+        if found.beats(None if state.best is None else state.rows[state.best].validation):
+            state.best = epoch
+            self.snapshots.save(self.model, "best", epoch)
+
+    def _choose(self, progress: Progress) -> int:
+        """Give the model its final weights; return the epoch they are of."""
+        last = self.state.epoch - 1
+        if self.state.average is not None:
+            self.state.average.adopt()
+        if self.options.keep == "last" or self.state.best == last:
+            return last
+        if self.state.best is None:
+            progress.note("No epoch was eligible to be the best one: the last one was kept.")
+            return last
+        self.snapshots.restore(self.model, "best")
+        return self.state.best
+
+    def _read(self, meter: Meter) -> None:
+        try:
+            meter.read()
+        except NonFiniteLossError as error:
+            raise self._diverged(f"the loss is {error.value}", error.step) from error
+
+    def _diverged(self, what: str, step: int) -> AdaptifyError:
+        last = self.snapshots.path("last")
+        good = (
+            f"The last good checkpoint is {last}." if self.state.rows else "There is no good checkpoint yet."
+        )
+        return AdaptifyError(
+            f"training diverged: {what} at step {step + 1} of {self.steps}, "
+            f"at learning rate {self._rate(step):.3g}",
+            f"Lower train.lr, or set train.clip=1 or train.schedule.warmup=1. {good}",
+        )
+
+
+def _shown(meter: Meter) -> dict[str, float]:
+    figures = {"loss": meter.means["loss"], "accuracy": meter.means["accuracy"]}
+    if "kept" in meter.means:
+        figures["MACs kept"] = meter.means["kept"]
+    return {**figures, "images/s": meter.images_per_second}
+
+
+def _recalibrate(
+    model: nn.Module, split: Split, options: LoopOptions, device: torch.device, seed: int, progress: Progress
+) -> None:
+    """Take the statistics of BatchNorm anew from images as they are in training."""
+    size = min(max(options.batch_size, _LARGE_BATCH), len(split))
+    count = min(options.recalibrate, len(split) // size)
+    if count == 0 or not normalisations(model):
+        return
+    batches = split.batches(
+        size, augment=options.augment, shuffle=True, seed=seed, device=device, drop_last=True
+    )
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    images = (images.contiguous(memory_format=layout) for images, _ in itertools.islice(batches, count))
+    recalibrate(model, images, total=count, progress=progress)
+
+
+def _seed(seed: int, epoch: int) -> int:
+    """A seed for one epoch that no other epoch or run has."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
+
+
+@contextmanager
+def _laid_out(model: nn.Module, device: torch.device, options: LoopOptions) -> Iterator[None]:
+    """Bring `model` to the device and the layout of training; the plain layout returns afterwards."""
+    model.to(device)
+    if not options.channels_last:
+        yield
+        return
+    _set_layout(model, torch.channels_last)
+    try:
+        yield
+    finally:
+        _set_layout(model, torch.contiguous_format)
+
+
+def _set_layout(model: nn.Module, layout: torch.memory_format) -> None:
+    model.to(memory_format=layout)
+    if isinstance(getattr(model, "memory_format", None), torch.memory_format):
+        model.memory_format = layout  # type: ignore[assignment]  # what an adaptive network brings images to

@@ -1,0 +1,55 @@
+"""Taking the statistics of BatchNorm anew, for weights that are not those they were collected with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from adaptify.progress import SILENT, Progress
+
+
+def normalisations(model: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorm modules of `model` that keep statistics."""
+    return [
+        module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
+
+
+@torch.no_grad()
+def recalibrate(
+    model: nn.Module, batches: Iterable[Tensor], *, total: int | None = None, progress: Progress = SILENT
+) -> None:
+    """Replace the running statistics of BatchNorm by their mean over `batches`; the weights stay.
+
+    Only the normalisations are in training mode: the statistics are those of the network as it will
+    run, without dropout and with gates that decide as they will. The mean is cumulative, each batch
+    counting the same, so batches should be large and of one size. Leaves `model` in evaluation mode.
+
+    Args:
+        model: Any network.
+        batches: Images (B, C, H, W) on the device of `model`; with none, the statistics stay.
+        total: How many batches there are, for `progress`.
+        progress: Told of every batch.
+    """
+    model.eval()
+    modules = normalisations(model)
+    momenta = [module.momentum for module in modules]
+    seen = 0
+    try:
+        with progress.stage("recalibrate BatchNorm", total=total) as stage:
+            for images in batches:
+                if seen == 0:
+                    for module in modules:
+                        module.reset_running_stats()
+                        module.momentum = None  # a cumulative mean
+                        module.train()
+                model(images)
+                seen += 1
+                stage.advance()
+    finally:
+        for module, momentum in zip(modules, momenta, strict=True):
+            module.momentum = momentum
+        model.eval()

@@ -1,0 +1,51 @@
+"""Weights of a run on disk: those of the last epoch and those of the best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from adaptify.files import atomic_write, write_tensors
+
+Which = Literal["last", "best"]
+
+
+class Snapshots:
+    """The files `last.safetensors` and `best.safetensors` in a folder, each whole or not there.
+
+    They hold the state dict of the network, under its own names.
+
+    Args:
+        folder: Made when something is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, which: Which) -> Path:
+        """Where a snapshot is, or would be."""
+        return self.folder / f"{which}.safetensors"
+
+    def save(self, model: nn.Module, which: Which, epoch: int) -> None:
+        """Write the weights of `model` as they are after `epoch`.
+
+        Raises:
+            AdaptifyError: The file cannot be written.
+        """
+        # Safetensors refuses shared storage and any layout but the plain one.
+        tensors = {
+            name: value.detach().cpu().contiguous().clone()
+            for name, value in model.state_dict().items()
+            if isinstance(value, Tensor)
+        }
+        metadata = {"format": "adaptify.snapshot", "version": "1", "epoch": str(epoch)}
+        with atomic_write(self.path(which)) as temporary:
+            write_tensors(temporary, tensors, metadata)
+
+    def restore(self, model: nn.Module, which: Which) -> None:
+        """Give `model` the weights of a snapshot that was saved from it."""
+        device = next((str(value.device) for value in model.state_dict().values()), "cpu")
+        model.load_state_dict(load_file(self.path(which), device=device), strict=False)
