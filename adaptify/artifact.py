@@ -16,13 +16,14 @@ from adaptify.files import atomic_write, write_tensors
 from adaptify.gates.exit_head import ExitHead
 from adaptify.graph.channels import find_channels
 from adaptify.graph.cost import CostModel
+from adaptify.graph.decouple import decouple
 from adaptify.graph.removal_plan import keep_from_json
-from adaptify.graph.sites import ExitSite, find_exits
+from adaptify.graph.sites import ExitSite, find_blocks, find_exits
 from adaptify.graph.surgery import remove_channels
 from adaptify.graph.trace import Traced, trace
 from adaptify.input_spec import InputSpec
 from adaptify.models.registry import Architecture
-from adaptify.plan import FORMAT, PlaceExit, Plan, RemoveChannels, Step, parse_plan
+from adaptify.plan import FORMAT, DecoupleBlocks, PlaceExit, Plan, RemoveChannels, Step, parse_plan
 from adaptify.runtime.adaptive import AdaptiveModel, Exit
 from adaptify.runtime.policy import ThresholdPolicy
 
@@ -115,12 +116,30 @@ def carry_out(traced: Traced, steps: Sequence[Step]) -> tuple[Traced, list[Exit]
             placed.append(step)
         elif placed:
             raise ModelError(
-                f"the plan removes channels after it has put an exit at {placed[0].site}",
+                f"the plan changes the network after it has put an exit at {placed[0].site}",
                 "The file is damaged: exits are placed last.",
             )
+        elif isinstance(step, DecoupleBlocks):
+            traced = decouple_blocks(traced, step)
         else:
             traced = remove(traced, step)
     return traced, place_exits(traced, placed)
+
+
+def decouple_blocks(traced: Traced, step: DecoupleBlocks) -> Traced:
+    """Return the network with adapters around the blocks that the step names.
+
+    Raises:
+        ModelError: A block is not in the network.
+    """
+    blocks = {block.name: block for block in find_blocks(traced, CostModel(traced))}
+    for name in step.blocks:
+        if name not in blocks:
+            raise ModelError(
+                f"the plan decouples the block {name}, which is not in the network",
+                "The code that builds the network has changed since the plan was made.",
+            )
+    return decouple(traced, [blocks[name] for name in step.blocks])
 
 
 def remove(traced: Traced, step: RemoveChannels) -> Traced:

@@ -36,6 +36,17 @@ class PlaceExit(_Part):
     pool: int = Field(default=1, gt=0, le=64)
 
 
+class DecoupleBlocks(_Part):
+    """Give residual blocks channels of their own.
+
+    Attributes:
+        blocks: Names of the blocks.
+    """
+
+    op: Literal["decouple_blocks"] = "decouple_blocks"
+    blocks: tuple[str, ...] = Field(max_length=1 << 12)
+
+
 class KeptChannels(_Part):
     """Which channels of a group stay.
 
@@ -65,7 +76,7 @@ class RemoveChannels(_Part):
     keep: dict[str, KeptChannels] = Field(max_length=1 << 16)
 
 
-Step = Annotated[PlaceExit | RemoveChannels, Field(discriminator="op")]
+Step = Annotated[PlaceExit | DecoupleBlocks | RemoveChannels, Field(discriminator="op")]
 """One thing that is done to a network. Each works on what those before it left."""
 
 

@@ -24,6 +24,7 @@ class ChannelCost:
         names: Names of the removable groups, in the order of the graph.
         sizes: (G,) int64, their sizes.
         total: MACs of the whole network.
+        nodes: The nodes that cost anything, in the order of the graph.
     """
 
     def __init__(self, channels: Channels, cost: CostModel | None = None) -> None:
@@ -34,12 +35,12 @@ class ChannelCost:
         self.names = tuple(group.name for group in channels.removable)
         self.sizes = torch.tensor([group.size for group in channels.removable], dtype=torch.int64)
         uses = channels.propagation.uses
-        self._nodes = [node for node in channels.traced.graph.nodes if cost.macs[node.name]]
+        self.nodes = [node for node in channels.traced.graph.nodes if cost.macs[node.name]]
         rows = [
-            _Row(channels.traced.root, uses, str(node.target), cost.macs[node.name]) for node in self._nodes
+            _Row(channels.traced.root, uses, str(node.target), cost.macs[node.name]) for node in self.nodes
         ]
         by_target: dict[str, list[int]] = {}
-        for index, node in enumerate(self._nodes):
+        for index, node in enumerate(self.nodes):
             by_target.setdefault(str(node.target), []).append(index)
         self._coefficient = torch.tensor([row.coefficient for row in rows], dtype=torch.int64)
         # Channels that no group can remove, then the channels per choice of each group.
@@ -76,7 +77,7 @@ class ChannelCost:
 
         Exact as long as no group is empty: what an empty group takes with it is not looked at.
         """
-        return self._per_node(counts).sum(-1)
+        return self.per_node(counts).sum(-1)
 
     def macs(self, keep: Mapping[str, Tensor]) -> int:
         """Return the exact MACs of the network that `surgery.remove_channels` makes of these masks (bool).
@@ -84,10 +85,11 @@ class ChannelCost:
         Raises:
             ModelError: The masks do not fit, or leave nothing of the network.
         """
+        keep = self.channels.complete(keep)
         live = find_live(self.channels, keep)
-        computed = torch.tensor([live.computed(node) for node in self._nodes], dtype=torch.bool)
-        counts = self.counts({name: mask.bool() for name, mask in keep.items()})
-        return int(self._per_node(counts)[computed].sum())
+        computed = torch.tensor([live.computed(node) for node in self.nodes], dtype=torch.bool)
+        counts = self.counts(keep)
+        return int(self.per_node(counts)[computed].sum())
 
     def soft_macs(self, keep: Mapping[str, Tensor]) -> Tensor:
         """Return the MACs (a scalar) for masks in [0, 1] (floating), with a gradient for each of them.
@@ -96,13 +98,22 @@ class ChannelCost:
         """
         return self.of_counts(self.counts({name: mask.double() for name, mask in keep.items()}))
 
-    def _per_node(self, counts: Tensor) -> Tensor:
-        """MACs (..., nodes); in float64 for any floating counts, in integers for integers."""
-        counts = counts.to(torch.float64 if counts.is_floating_point() else torch.int64).unsqueeze(-2)
-        # Not matrix products: there are none for integers.
-        read = self._inputs.to(counts) + (self._reads.to(counts) * counts).sum(-1)
-        written = self._outputs.to(counts) + (self._writes.to(counts) * counts).sum(-1)
+    def per_node(self, counts: Tensor) -> Tensor:
+        """Return the MACs (..., nodes) of every node of `nodes`, as `of_counts` has them all together.
+
+        In float64 for any floating counts, in integers for integers.
+        """
+        counts = counts.to(torch.float64 if counts.is_floating_point() else torch.int64)
+        read = self._inputs.to(counts) + _product(counts, self._reads)
+        written = self._outputs.to(counts) + _product(counts, self._writes)
         return self._coefficient.to(counts) * read * written
+
+
+def _product(counts: Tensor, table: Tensor) -> Tensor:
+    """counts (..., G) times the transpose of `table` (nodes, G); there is no matrix product for integers."""
+    if counts.is_floating_point():
+        return counts @ table.to(counts).T
+    return (counts.unsqueeze(-2) * table.to(counts)).sum(-1)
 
 
 class _Row:

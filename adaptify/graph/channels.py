@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from adaptify.errors import ModelError, did_you_mean
+from adaptify.graph.adapter_rules import Rows, close, find_rows, freeze_streams
 from adaptify.graph.grouping import ChannelGroup, Grouping, form_groups
 from adaptify.graph.labels import Classes
 from adaptify.graph.movement import Movements
@@ -41,12 +42,14 @@ class Channels:
         propagation: The labels of every node.
         movements: How channels lie in every value.
         grouping: The groups, and which class is where in them.
+        rows: What adapters tie together; none in a network that was not decoupled.
     """
 
     traced: Traced
     propagation: Propagation
     movements: Movements
     grouping: Grouping
+    rows: tuple[Rows, ...] = ()
 
     @property
     def groups(self) -> tuple[ChannelGroup, ...]:
@@ -108,26 +111,51 @@ class Channels:
                     "Keep all channels of this group.",
                 )
 
+    def complete(self, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the masks (group name -> (size,) bool) with all that follows from what they close.
+
+        In a decoupled network a channel leaves a stream when no block reads it any more, and what closed
+        blocks alone have read is closed as well (`adapter_rules.close`). All that works with masks
+        completes them by itself; in other networks nothing is added.
+
+        Raises:
+            ModelError: The masks do not fit, as in `check`.
+        """
+        if not self.rows:
+            self.check(keep)
+            return {name: mask.bool() for name, mask in keep.items()}
+        kept = self.kept_classes(keep)
+        completed = {}
+        for group in self.removable:
+            inside = self._members[group.name]
+            if group.name in keep or not bool(kept[inside].all()):
+                completed[group.name] = kept[inside]
+        return completed
+
     def kept_classes(self, keep: Mapping[str, Tensor]) -> Tensor:
-        """Return (classes,) bool: what stays under `keep`; groups without a mask stay whole.
+        """Return (classes,) bool: what stays under the completed `keep`; without a mask, groups stay whole.
 
         Raises:
             ModelError: The masks do not fit, as in `check`.
         """
         self.check(keep)
-        offsets = torch.tensor([0, *(group.size for group in self.groups)]).cumsum(0)
-        masks = [
-            keep[group.name].detach().cpu().bool()
-            if group.name in keep
-            else torch.ones(group.size, dtype=torch.bool)
-            for group in self.groups
-        ]
-        # One more place, always kept, for classes without a group.
-        flat = torch.cat([*masks, torch.ones(1, dtype=torch.bool)])
-        place = torch.where(
-            self.grouping.group >= 0, offsets[self.grouping.group] + self.grouping.atom, len(flat) - 1
-        )
-        return flat[place]
+        kept = torch.ones(self.classes.count, dtype=torch.bool)
+        for name, mask in keep.items():
+            kept[self._members[name]] = mask.detach().cpu().bool()
+        if not self.rows:
+            return kept
+        closed = close(self.propagation.uses, self.classes, self.rows, kept)
+        # Classes that no layer writes are no choices.
+        return closed | (self.grouping.group < 0)
+
+    @cached_property
+    def _members(self) -> Mapping[str, Tensor]:
+        """Group name -> its classes, in the order of the group."""
+        count = max((group.size for group in self.groups), default=0) + 1
+        order = (self.grouping.group * count + self.grouping.atom).argsort()
+        order = order[self.grouping.group[order] >= 0]
+        parts = order.split([group.size for group in self.groups])
+        return {group.name: part for group, part in zip(self.groups, parts, strict=True)}
 
 
 def find_channels(traced: Traced) -> Channels:
@@ -135,5 +163,7 @@ def find_channels(traced: Traced) -> Channels:
     propagation = Propagation(traced)
     propagation.run(find_rule)
     movements = Movements(propagation)
+    rows = find_rows(propagation, movements.classes)
+    movements.classes = freeze_streams(movements.classes, rows)
     grouping = form_groups(list(propagation.uses.values()), movements.classes)
-    return Channels(traced, propagation, movements, grouping)
+    return Channels(traced, propagation, movements, grouping, rows)

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from adaptify.graph.adapters import ADAPTERS
 from adaptify.graph.channels import Channels
 from adaptify.graph.copying import share_copy
 from adaptify.graph.labels import compact
 from adaptify.graph.liveness import Liveness
+from adaptify.graph.masking import along_channels
 from adaptify.graph.propagation import attribute, mapped
 
 
@@ -81,15 +83,14 @@ class _Folding:
         parents = [p for p in node.all_input_nodes if isinstance(self.channels.propagation.values[p], Tensor)]
         args, kwargs = mapped(node.args, node.kwargs, self.value)
         # Equal at all positions: true of a bias, and of what treats every position alike.
-        reads_nothing = False
+        reads_nothing, layer = False, None
         if node in self.reads:
             mask = self.kept[self.channels.classes.of[self.reads[node]]]
-            reads_nothing = not bool(mask.any())
+            reads_nothing = not bool(mask.any()) and len(parents) == 1
             layer = self.root.get_submodule(str(node.target))
-            shape = (-1,) if isinstance(layer, nn.Linear) else (-1, *(1 for _ in args[0].shape[2:]))
-            args = (args[0] * mask.to(args[0]).view(shape), *args[1:])
+            args = (args[0] * along_channels(mask, layer, node).to(args[0]), *args[1:])
         pointwise = (
-            node not in self.reads
+            (node not in self.reads or isinstance(layer, ADAPTERS))
             and all(tuple(self.values[p].shape) == node.meta["shape"] or p.op == "get_attr" for p in parents)
             and node not in self.channels.propagation.moves
         )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptify.errors import UsageError, did_you_mean
+from adaptify.graph.adapters import ADAPTERS
 from adaptify.graph.channels import Channels
 from adaptify.graph.grouping import ChannelGroup, Member
 from adaptify.graph.propagation import attribute
@@ -43,10 +44,10 @@ def score_channels(channels: Channels, criterion: str = "l2") -> dict[str, Tenso
         scorers = [_Scorer(channels.traced.root, CRITERIA[name]) for name in (criterion, "l2")]
         scores = {}
         for group in channels.removable:
-            # Every group has a layer that writes it, which the last scorer always has an answer to.
-            scores[group.name] = next(
-                found for scorer in scorers if (found := scorer.score(group)) is not None
-            )
+            # The last scorer has an answer to every layer with weights; to a stream that adapters alone
+            # read and write there is none, and its channels are all alike.
+            answers = (found for scorer in scorers if (found := scorer.score(group)) is not None)
+            scores[group.name] = next(answers, torch.ones(group.size))
     return scores
 
 
@@ -63,11 +64,12 @@ class _Scorer:
         return torch.stack(found).mean(0) if found else None
 
     def _member(self, member: Member) -> Tensor | None:
-        if member.kind == "attribute":
+        module = attribute(self._root, member.target)
+        if member.kind == "attribute" or isinstance(module, ADAPTERS):
             return None
         key = (member.kind, member.target)
         if key not in self._known:
-            scores = self._criterion(member.kind, attribute(self._root, member.target))
+            scores = self._criterion(member.kind, module)
             self._known[key] = None if scores is None else scores.float().cpu()
         known = self._known[key]
         if known is None:
@@ -76,7 +78,7 @@ class _Scorer:
         return own / own.mean().clamp_min(torch.finfo(own.dtype).tiny)
 
 
-def _filter_axis(kind: str, layer: Any) -> int | None:
+def filter_axis(kind: str, layer: Any) -> int | None:
     """Axis of the weight of `layer` with an entry for each channel that it writes or reads."""
     if kind == "carry":
         return None
@@ -86,7 +88,7 @@ def _filter_axis(kind: str, layer: Any) -> int | None:
 
 
 def _norm(kind: str, layer: Any, order: int) -> Tensor | None:
-    axis = _filter_axis(kind, layer)
+    axis = filter_axis(kind, layer)
     if axis is None:
         return None
     rest = [other for other in range(layer.weight.dim()) if other != axis]
@@ -112,7 +114,7 @@ def _bn_scale(kind: str, module: Any) -> Tensor | None:
 
 def _fpgm(kind: str, module: Any) -> Tensor | None:
     """Sum of the distances to the other filters: what lies near the median is redundant (He et al., 2019)."""
-    axis = _filter_axis(kind, module) if kind == "write" else None
+    axis = filter_axis(kind, module) if kind == "write" else None
     if axis is None:
         return None
     filters = module.weight.movedim(axis, 0).flatten(1).float()

@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor, fx
 
 from adaptify.errors import ModelError
+from adaptify.graph.adapter_rules import is_scatter
 from adaptify.graph.channels import Channels
+from adaptify.graph.sites import ADDITIONS
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,13 @@ class Liveness:
         empty: Nodes whose value has lost all its channels.
         constant: Nodes whose value is the same for every input, since a layer reads nothing any more.
         needed: Nodes that the output still depends on; constant ones are needed for their value only.
+        same: Additions that add nothing any more -> the operand that is left.
     """
 
     empty: frozenset[fx.Node]
     constant: frozenset[fx.Node]
     needed: frozenset[fx.Node]
+    same: Mapping[fx.Node, fx.Node]
 
     def computed(self, node: fx.Node) -> bool:
         """Whether `node` still runs."""
@@ -37,11 +41,12 @@ def find_live(channels: Channels, keep: Mapping[str, Tensor]) -> Liveness:
     Raises:
         ModelError: The masks do not fit, or nothing connects the output to the input any more.
     """
+    keep = channels.complete(keep)
     kept = channels.kept_classes(keep)
     nodes = list(channels.traced.graph.nodes)
     if bool(kept.all()) or all(bool(mask.any()) for mask in keep.values()):
         # As long as every group keeps a channel, every value does.
-        return Liveness(frozenset(), frozenset(), _needed(nodes[-1], frozenset(), frozenset()))
+        return Liveness(frozenset(), frozenset(), _needed(nodes[-1], frozenset(), frozenset(), {}), {})
     values = channels.propagation.values
     reads = {
         node: use.labels
@@ -51,6 +56,8 @@ def find_live(channels: Channels, keep: Mapping[str, Tensor]) -> Liveness:
     }
     empty: set[fx.Node] = set()
     constant: set[fx.Node] = set()
+    zero: set[fx.Node] = set()
+    same: dict[fx.Node, fx.Node] = {}
     for node in nodes:
         if node.op in ("placeholder", "get_attr") or not _tensors(values[node]):
             continue
@@ -61,18 +68,42 @@ def find_live(channels: Channels, keep: Mapping[str, Tensor]) -> Liveness:
         gone = [parent for parent in inputs if parent in empty or parent in constant]
         sampled = [parent for parent in inputs if parent.meta["sampled"]]
         reads_nothing = node in reads and not bool(kept[channels.classes.of[reads[node]]].any())
-        if reads_nothing or (gone and all(parent in gone for parent in sampled)):
+        adds_nothing = reads_nothing and is_scatter(channels.traced.root, node)
+        left = _only_operand(node, zero, adds_nothing)
+        if (reads_nothing and left is None) or (gone and all(parent in gone for parent in sampled)):
             constant.add(node)
+            if adds_nothing and len(inputs) == 1:
+                zero.add(node)
+        elif left is not None:
+            same[node] = left
     if nodes[-1] in constant or nodes[-1] in empty or nodes[-1].all_input_nodes[0] in constant:
         raise ModelError(
             "nothing connects the output of the network to its input any more",
             "Keep at least one channel in every group that all paths pass.",
         )
     gone_nodes, constant_nodes = frozenset(empty), frozenset(constant)
-    return Liveness(gone_nodes, constant_nodes, _needed(nodes[-1], gone_nodes, constant_nodes))
+    return Liveness(gone_nodes, constant_nodes, _needed(nodes[-1], gone_nodes, constant_nodes, same), same)
 
 
-def _needed(output: fx.Node, empty: frozenset[fx.Node], constant: frozenset[fx.Node]) -> frozenset[fx.Node]:
+def _only_operand(node: fx.Node, zero: set[fx.Node], adds_nothing: bool) -> fx.Node | None:
+    """The operand that `node` yields as it is, since all that it adds to it is zero."""
+    if adds_nothing and len(node.all_input_nodes) == 2:
+        stream = node.args[1]
+        assert isinstance(stream, fx.Node)
+        return stream
+    if node.target not in ADDITIONS or "alpha" in node.kwargs:
+        return None
+    others = [parent for parent in node.all_input_nodes if parent not in zero]
+    is_left = len(node.all_input_nodes) == 2 and len(others) == 1
+    return others[0] if is_left and others[0].meta["shape"] == node.meta["shape"] else None
+
+
+def _needed(
+    output: fx.Node,
+    empty: frozenset[fx.Node],
+    constant: frozenset[fx.Node],
+    same: Mapping[fx.Node, fx.Node],
+) -> frozenset[fx.Node]:
     needed: set[fx.Node] = set()
     pending = [output]
     while pending:
@@ -80,7 +111,9 @@ def _needed(output: fx.Node, empty: frozenset[fx.Node], constant: frozenset[fx.N
         if node in needed or node in empty:
             continue
         needed.add(node)
-        if node not in constant:
+        if node in same:
+            pending.append(same[node])
+        elif node not in constant:
             pending.extend(node.all_input_nodes)
     return frozenset(needed)
 

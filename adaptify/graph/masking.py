@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx, nn
 
+from adaptify.graph.adapters import ADAPTERS
 from adaptify.graph.channels import Channels
 from adaptify.graph.copying import share_copy
 from adaptify.graph.shapes import annotate_shapes
@@ -26,6 +27,7 @@ def mask_channels(channels: Channels, keep: Mapping[str, Tensor]) -> Traced:
     traced = channels.traced
     kept = channels.kept_classes(keep)
     root = share_copy(traced.root)
+    device = next(root.parameters()).device
     masks = nn.Module()
     root.add_module("channel_masks", masks)
     graph = copy.deepcopy(traced.graph)
@@ -33,17 +35,25 @@ def mask_channels(channels: Channels, keep: Mapping[str, Tensor]) -> Traced:
     for use in channels.propagation.uses.values():
         if use.kind != "read" or bool(kept[channels.classes.of[use.labels]].all()):
             continue
-        layer = root.get_submodule(use.target)
-        weight = next(layer.parameters())
-        mask = kept[channels.classes.of[use.labels]].to(weight)
-        if not isinstance(layer, nn.Linear):
-            mask = mask.view(-1, *(1 for _ in weight.shape[2:]))
+        mask = along_channels(
+            kept[channels.classes.of[use.labels]], root.get_submodule(use.target), use.nodes[0]
+        )
+        mask = mask.to(device)
         name = use.target.replace(".", "_")
         masks.register_buffer(name, mask, persistent=False)
         for node in use.nodes:
             _multiply_input(graph, nodes[node.name], f"channel_masks.{name}")
     annotate_shapes(root, graph, traced.input_shape)
     return Traced(root, graph, traced.input_shape, traced.notes)
+
+
+def along_channels(mask: Tensor, layer: nn.Module, node: fx.Node) -> Tensor:
+    """Return the mask (n,) of what `layer` reads in a shape that its input in `node` can be multiplied by."""
+    axis = -1 if isinstance(layer, nn.Linear) else layer.axis if isinstance(layer, ADAPTERS) else 1
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    after = (len(source.meta["shape"]) - 1 - axis) if axis >= 0 else 0
+    return mask.view(-1, *(1 for _ in range(after)))
 
 
 def _multiply_input(graph: fx.Graph, node: fx.Node, mask: str) -> None:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from adaptify.graph import rules
+from adaptify.graph import adapter_rules, rules
+from adaptify.graph.adapters import ChannelGather, ChannelScatter
 from adaptify.graph.propagation import Propagation, Rule
 
 
@@ -118,7 +119,9 @@ _METHODS: Mapping[str, Rule] = {
     **dict.fromkeys(("size", "dim", "ndimension"), rules.inspect),
 }
 _MODULE_TYPES: Mapping[type[nn.Module], Rule] = {
-    getattr(nn, name): rule for rule, names in _MODULES.items() for name in names if hasattr(nn, name)
+    **{getattr(nn, name): rule for rule, names in _MODULES.items() for name in names if hasattr(nn, name)},
+    ChannelGather: adapter_rules.gather,
+    ChannelScatter: adapter_rules.scatter,
 }
 
 

@@ -68,7 +68,8 @@ class BlockSite:
     shortcut_macs: int
 
 
-_ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+ADDITIONS = frozenset((operator.add, operator.iadd, torch.add, "add", "add_"))
+"""Targets of nodes that add two tensors."""
 
 
 def find_exits(traced: Traced, cost: CostModel) -> tuple[ExitSite, ...]:
@@ -175,14 +176,14 @@ def _output_names(graph: fx.Graph) -> dict[fx.Node, list[str]]:
 
 def _residual_block(before: Cut, after: Cut, cost: CostModel) -> BlockSite | None:
     addition = after.node
-    if addition.target not in _ADDITIONS:
+    if addition.target not in ADDITIONS:
         return None
     operands = addition.all_input_nodes
     if len(operands) != 2 or "alpha" in addition.kwargs:
         return None
     if any(operand.meta["shape"] != addition.meta["shape"] for operand in operands):
         return None
-    paths = [_nodes_between(before.node, operand) for operand in operands]
+    paths = [nodes_between(before.node, operand) for operand in operands]
     if paths[0] & paths[1]:
         return None
     # The shortcut is the identity, or else the cheaper of the two paths.
@@ -201,8 +202,8 @@ def _residual_block(before: Cut, after: Cut, cost: CostModel) -> BlockSite | Non
     )
 
 
-def _nodes_between(source: fx.Node, end: fx.Node) -> set[fx.Node]:
-    """The nodes on which `end` depends, itself included, as far up as `source` (excluded)."""
+def nodes_between(source: fx.Node, end: fx.Node) -> set[fx.Node]:
+    """Return the nodes on which `end` depends, itself included, as far up as `source` (excluded)."""
     found: set[fx.Node] = set()
     pending = [end]
     while pending:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adaptify.graph.adapters import ADAPTERS, ChannelGather
 from adaptify.graph.channels import Channels
 from adaptify.graph.copying import share_copy
 from adaptify.graph.movement import whole_axis
@@ -28,13 +29,26 @@ def slice_modules(channels: Channels, kept: Tensor, targets: Iterable[str]) -> n
     uses = [use for use in channels.propagation.uses.values() if use.target in wanted]
     slices = _Slices(channels, kept)
     for use in uses:
-        slices.add(use)
+        if not isinstance(attribute(channels.traced.root, use.target), ADAPTERS):
+            slices.add(use)
     root = share_copy(channels.traced.root, slices.cut)
     for use in uses:
         if use.kind != "attribute":
             stays = int(kept[channels.classes.of[use.labels]].sum())
             _state_size(root.get_submodule(use.target), use.kind, stays, len(use.labels))
+    for target in wanted:
+        _cut_adapter(channels, kept, root, target)
     return root
+
+
+def _cut_adapter(channels: Channels, kept: Tensor, root: nn.Module, target: str) -> None:
+    adapter = attribute(root, target)
+    if isinstance(adapter, ADAPTERS):
+        reads, writes = (
+            kept[channels.classes.of[channels.propagation.uses[kind, target].labels]]
+            for kind in ("read", "write")
+        )
+        adapter.cut(*((reads, writes) if isinstance(adapter, ChannelGather) else (writes, reads)))
 
 
 def _state_size(module: Any, kind: str, stays: int, before: int) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from adaptify.errors import ModelError
+from adaptify.graph.adapter_surgery import join_adapters
 from adaptify.graph.channels import Channels
 from adaptify.graph.constants import constant_values
 from adaptify.graph.copying import share_copy
@@ -104,8 +105,12 @@ class _Rebuild:
                 self.labels[node] = self._cut(self.values[node])
                 name = attach(self.root, "constants", node.meta["name"], constants[node])
                 self.new[node] = self._annotated(self.graph.get_attr(name), node)
+            elif node in self.live.same and self.live.computed(node):
+                self.new[node] = self.new[self.live.same[node]]
+                self.labels[node] = self.labels[self.live.same[node]]
             elif self.live.computed(node):
                 self._add(node)
+        join_adapters(self.root, self.graph)
         result = _finish(self.root, self.graph, self.channels.traced)
         alive = set(self.graph.nodes)
         for node in self.running:

@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from adaptify.errors import ModelError
+from adaptify.graph.adapters import ADAPTERS
 from adaptify.graph.copying import share_copy
 from adaptify.graph.shapes import annotate_shapes
 
@@ -157,11 +158,11 @@ class _Tracer(fx.Tracer):
 
 
 def _untraceable_by_declaration() -> tuple[tuple[type[nn.Module], ...], tuple[Callable[..., Any], ...]]:
-    """Modules and functions that a loaded model library itself declares untraceable."""
+    """Adapters, and the modules and functions that a loaded model library itself declares untraceable."""
     library = sys.modules.get("timm.models._features_fx") if "timm" in sys.modules else None
     if library is None:
-        return (), ()
-    return tuple(library.get_notrace_modules()), tuple(library.get_notrace_functions())
+        return ADAPTERS, ()
+    return (*ADAPTERS, *library.get_notrace_modules()), tuple(library.get_notrace_functions())
 
 
 def _record(root: nn.Module, training: bool, leaves: frozenset[str], notes: list[str]) -> _Recording:
