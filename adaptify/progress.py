@@ -18,7 +18,10 @@ class Stage(Protocol):
     """One stretch of work that is under way."""
 
     def advance(self, n: int = 1, **figures: float) -> None:
-        """Report that `n` more units are done, with what can be said of them so far (a loss, a rate)."""
+        """Report that `n` more units are done, with what can be said of them so far (a loss, a rate).
+
+        A figure stays until it is told anew; `n` may be 0 when there are only figures to tell.
+        """
 
 
 class Progress(Protocol):

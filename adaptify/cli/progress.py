@@ -50,9 +50,16 @@ class _LineStage:
         now = time.monotonic()
         if now - self.last_line >= self.every:
             self.last_line = now
-            of = f"/{whole(self.total)} ({100 * self.done // max(self.total, 1)}%)" if self.total else ""
             told = figures_line(self.figures)
-            print(f"{self.name}: {whole(self.done)}{of}{told}", file=sys.stderr, flush=True)
+            print(f"{self.name}: {whole(self.done)}{self._share(now)}{told}", file=sys.stderr, flush=True)
+
+    def _share(self, now: float) -> str:
+        """Of how many units, and how long the others will take at this pace."""
+        if not self.total:
+            return ""
+        percent = 100 * self.done // self.total
+        left = (now - self.started) * (self.total - self.done) / self.done if self.done else 0.0
+        return f"/{whole(self.total)} ({percent}%)" + (f", {duration(left)} left" if left > 0 else "")
 
     def summary(self) -> str:
         """Return the line that stays when the stage is done."""
@@ -97,13 +104,15 @@ class BarProgress:
     def _draw(self) -> RichProgress:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
+        # On a narrow terminal figures go on in a second line; counts and times are never cut.
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[figures]}", markup=False, style="dim"),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(elapsed_when_finished=True, table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[figures]}", markup=False, style="dim", table_column=Column()),
             console=Console(stderr=True),
             transient=True,
         )

@@ -185,7 +185,7 @@ class _Loop:
                 )
                 state.rows.append(row)
                 log.add(row)
-                stage.advance(0, **{"held-out accuracy": found.accuracy})
+                stage.advance(0, **{"held-out": found.accuracy})
         self.state.optimizer.zero_grad()  # the gradients go, and their memory
         return History(tuple(state.rows), self._choose(progress))
 

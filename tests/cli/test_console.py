@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -86,11 +87,31 @@ def test_lines_are_sparse_and_tell_the_figures(capsys: pytest.CaptureFixture[str
     assert len(quiet) == 1
     assert quiet[0].startswith("train gates")
     assert quiet[0].endswith("loss 0.25")
+
+
+def test_lines_tell_how_long_the_rest_will_take(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([100.0, 110.0, 130.0, 130.0, 140.0, 140.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     with LineProgress(every=0).stage("train gates", 4) as stage:
         stage.advance(loss=0.5)
         stage.advance(2)
+        stage.advance(0, **{"MACs kept": 0.25})
+        stage.advance()
     lines = capsys.readouterr().err.splitlines()
-    assert lines[:2] == ["train gates: 1/4 (25%)  loss 0.5", "train gates: 3/4 (75%)  loss 0.5"]
+    assert lines[:4] == [
+        "train gates: 1/4 (25%), 30.0 s left  loss 0.5",
+        "train gates: 3/4 (75%), 10.0 s left  loss 0.5",
+        "train gates: 3/4 (75%), 10.0 s left  loss 0.5  MACs kept 0.25",
+        "train gates: 4/4 (100%)  loss 0.5  MACs kept 0.25",
+    ]
+
+
+def test_lines_without_a_total_count(capsys: pytest.CaptureFixture[str]) -> None:
+    with LineProgress(every=0).stage("read") as stage:
+        stage.advance(1200)
+    assert capsys.readouterr().err.splitlines()[0] == "read: 1,200"
 
 
 def test_a_stage_that_fails_says_nothing_of_being_done(capsys: pytest.CaptureFixture[str]) -> None:
