@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,10 @@ class Channels:
     movements: Movements
     grouping: Grouping
     rows: tuple[Rows, ...] = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Channels:
+        # What was found out about a graph never changes: copies of a model share it.
+        return self
 
     @property
     def groups(self) -> tuple[ChannelGroup, ...]:

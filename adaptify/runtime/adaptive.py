@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adaptify.errors import ModelError
 from adaptify.gates.exit_head import ExitHead
-from adaptify.graph.copying import share_copy
 from adaptify.graph.cost import CostModel, count_module
 from adaptify.graph.program import compile_graph
 from adaptify.graph.segments import cut
 from adaptify.graph.sites import ExitSite
 from adaptify.graph.trace import Traced
-from adaptify.plan import Plan
 from adaptify.runtime.compaction import take_rows
 from adaptify.runtime.policy import ThresholdPolicy, never_leave
+from adaptify.runtime.view import NetworkView
 
 
 @dataclass(frozen=True)
@@ -43,22 +42,16 @@ class Outcome(NamedTuple):
     exit_index: Tensor
 
 
-class AdaptiveModel(nn.Module):
+class AdaptiveModel(NetworkView):
     """A network whose samples can leave early.
 
     In evaluation, `model(images)` maps (N, C, H, W) to logits (N, M) under `model.policy`: rows that
     leave are taken out of the batch, and the rest goes on in a smaller one. In training it runs
     everything and returns `(logits, {exit name: logits})`.
 
-    The state dict holds the backbone under the checkpoint's own names, and the gates beside it.
-
     Attributes:
-        traced: The network as a graph; its root owns the same tensors as this module.
         exits: The exits, in the order of the network.
         policy: When to leave. May be replaced between batches.
-        num_classes: M.
-        memory_format: Layout that images are brought to first.
-        plan: How to make this network again, if that is known; needed to save it.
     """
 
     def __init__(
@@ -70,31 +63,11 @@ class AdaptiveModel(nn.Module):
             ModelError: The backbone does not map a batch of images to (N, M) scores, or a site is not
                 a place where rows can leave.
         """
-        super().__init__()
-        root = share_copy(traced.root)
-        self._gates_name = "adaptify_gates" if hasattr(root, "gates") else "gates"
-        if exits:
-            heads = {item.site.name.replace(".", "/"): item.head for item in exits}
-            root.add_module(self._gates_name, nn.ModuleDict(heads))
-        # This module is a view of the root: same parameters, buffers and children under the same names.
-        # The root itself stays out of the registries, and its children cannot clash with our methods.
-        for registry in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
-            object.__setattr__(self, registry, getattr(root, registry))
-        self.traced = replace(traced, root=root)
+        super().__init__(traced, {item.site.name.replace(".", "/"): item.head for item in exits})
         self.exits = tuple(exits)
         self.policy = policy or never_leave(len(exits))
-        self.num_classes = _num_classes(traced)
-        self.memory_format = torch.contiguous_format
-        self.plan: Plan | None = None
         self._segments, self._positions = _compile(traced, self.exits)
         self.train(traced.root.training)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # The network may have submodules called like attributes of ours: those are never registered.
-        if isinstance(value, (Tensor, nn.Module)):
-            super().__setattr__(name, value)
-        else:
-            object.__setattr__(self, name, value)
 
     def forward(self, images: Tensor) -> Any:
         """Logits (N, M) in evaluation; `(logits, {exit name: logits})` in training."""
@@ -157,13 +130,6 @@ class AdaptiveModel(nn.Module):
         (final,) = self._segments[-1](self.traced.root, *state)
         return final, found
 
-    def backbone(self) -> Traced:
-        """The network without its gates, sharing this model's tensors."""
-        root = share_copy(self.traced.root)
-        if self.exits:
-            delattr(root, self._gates_name)
-        return replace(self.traced, root=root)
-
     @cached_property
     def cost(self) -> CostModel:
         """MACs of the backbone, node by node."""
@@ -204,18 +170,6 @@ def _outcome(left: Sequence[tuple[int, Tensor]], order: Tensor | None) -> Outcom
         return Outcome(logits, exit_index)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(places), device=order.device))
     return Outcome(logits.index_select(0, back), exit_index.index_select(0, back))
-
-
-def _num_classes(traced: Traced) -> int:
-    (result,) = next(iter(reversed(traced.graph.nodes))).args
-    shape = result.meta["shape"] if hasattr(result, "meta") else None
-    if shape is None or len(shape) != 2 or not result.meta["batched"]:
-        raise ModelError(
-            f"{type(traced.root).__name__} does not return one score per class: its output is "
-            f"{'not a single tensor' if shape is None else f'a tensor of shape {shape} at batch size 2'}",
-            "Give a classification network that maps (N, C, H, W) to (N, classes).",
-        )
-    return int(shape[1])
 
 
 def _compile(

@@ -1,0 +1,99 @@
+"""Stochastic on-off gates (Herrmann, Bowen and Zabih, "Channel selection using Gumbel softmax", ECCV 2020).
+
+A gate is two logits w0, w1; it is open with probability p = sigmoid(w1 - w0) (section 3.1). All that is ever
+needed of the two is their difference, the log-odds, which is what the modules here yield.
+
+Notation: N samples in a batch, G gates, C channels of the feature map that gates look at.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def sample_gates(odds: Tensor, temperature: float = 1.0) -> Tensor:
+    """Draw gates from log-odds (...) by straight-through Gumbel-softmax: 0 or 1 forward, soft backward.
+
+    The difference of two Gumbel variables is a logistic one, so a single draw per gate decides, and
+    P(z = 1) = sigmoid(odds) at any temperature (section 3.1; Jang et al., 2017).
+
+    Args:
+        odds: Log-odds of being open, of any shape.
+        temperature: Of the relaxation whose gradient is taken.
+    """
+    uniform = torch.rand_like(odds, dtype=torch.float32).clamp_(1e-6, 1 - 1e-6)
+    soft = torch.sigmoid((odds.float() + uniform.logit()) / temperature)
+    hard = (soft > 0.5).to(soft)
+    # Written so that the forward value is exactly 0 or 1.
+    return hard + (soft - soft.detach())
+
+
+def initial_odds(open_probability: float) -> float:
+    """Log-odds of a gate that is open with this probability."""
+    return math.log(open_probability) - math.log1p(-open_probability)
+
+
+class IndependentGates(nn.Module):
+    """Gates that see nothing: two free logits each. Once trained they say which channels the network needs.
+
+    Args:
+        gates: G.
+        open_probability: Of every gate at first.
+    """
+
+    def __init__(self, gates: int, open_probability: float) -> None:
+        super().__init__()
+        half = initial_odds(open_probability) / 2
+        # Weight decay drives the two logits towards w0 = -w1 (eq. 2); they start there.
+        self.logits = nn.Parameter(torch.tensor([[-half], [half]]).repeat(1, gates))
+
+    def forward(self) -> Tensor:
+        """Log-odds (G,), the same for every sample."""
+        return self.logits[1] - self.logits[0]
+
+
+class DependentGates(nn.Module):
+    """Gates that look at a feature map: for each gate, average -> C x hidden -> BatchNorm -> ReLU -> 2 logits.
+
+    All gates of a block are decided together: one linear layer for the first halves, one batched product
+    for the second (appendix, "gate structure").
+
+    Args:
+        channels: C.
+        gates: G.
+        hidden: Width of each gate's own network.
+        open_probability: Of every gate at first, as far as the bias decides.
+        channel_axis: 1 for (N, C, ...), -1 for (N, ..., C).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        gates: int,
+        *,
+        hidden: int = 16,
+        open_probability: float = 0.98,
+        channel_axis: int = 1,
+    ) -> None:
+        super().__init__()
+        self.channel_axis = channel_axis
+        self.squeeze = nn.Linear(channels, gates * hidden, bias=False)
+        self.norm = nn.BatchNorm1d(gates * hidden)
+        half = initial_odds(open_probability) / 2
+        # Small at first: the network starts as its checkpoint, with gates nearly open whatever they see.
+        self.weight = nn.Parameter(torch.randn(gates, hidden, 2) * 0.1 / math.sqrt(hidden))
+        self.bias = nn.Parameter(torch.tensor([-half, half]).expand(gates, 1, 2).clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Log-odds (N, G) for features (N, C, ...) or (N, ..., C)."""
+        axis = self.channel_axis % features.dim()
+        rest = [other for other in range(1, features.dim()) if other != axis]
+        pooled = features.mean(rest) if rest else features
+        hidden = torch.relu(self.norm(self.squeeze(pooled)))
+        # (G, N, hidden) x (G, hidden, 2): a grouped convolution, as matrix products.
+        by_gate = hidden.view(len(features), len(self.weight), -1).transpose(0, 1)
+        logits = torch.baddbmm(self.bias, by_gate, self.weight)
+        return (logits[:, :, 1] - logits[:, :, 0]).T

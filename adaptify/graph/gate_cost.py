@@ -1,0 +1,101 @@
+"""MACs of a network as a function of its gates: what a loss penalises and what a report prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptify.graph.channel_cost import ChannelCost
+from adaptify.graph.channels import Channels
+from adaptify.graph.cost import CostModel
+from adaptify.graph.gate_sites import GateSite
+from adaptify.graph.sites import nodes_between
+from adaptify.graph.trace import Traced
+
+
+class GateCost:
+    """MACs (without those of the gates themselves) for given decisions, differentiable in them.
+
+    A layer costs in proportion to the open channels that it reads, times those that it writes; the branch of
+    a closed residual block costs nothing.
+
+    Attributes:
+        total: MACs with all gates open.
+        least: MACs with all gates closed.
+        gates: Number of gates, all sites together.
+    """
+
+    def __init__(
+        self,
+        traced: Traced,
+        channels: Channels | None,
+        sites: Sequence[GateSite],
+        cost: CostModel | None = None,
+    ) -> None:
+        """Prepare the cost of `sites` in the order in which decisions will list them.
+
+        Args:
+            traced: The network.
+            channels: Its channels, where sites are channel groups.
+            sites: All sites of all deciders.
+            cost: MACs of the network, where they are known.
+        """
+        cost = cost or CostModel(traced)
+        self.gates = sum(site.gates for site in sites)
+        nodes = [node for node in traced.graph.nodes if cost.macs[node.name]]
+        self._channels = ChannelCost(channels, cost) if channels is not None else None
+        self._macs = torch.tensor([cost.macs[node.name] for node in nodes], dtype=torch.int64)
+        groups = self._channels.names if self._channels is not None else ()
+        # How many channels each gate opens, and which nodes each layer gate switches.
+        self._opens = torch.zeros(self.gates, len(groups), dtype=torch.int64)
+        self._switches = torch.zeros(self.gates, len(nodes), dtype=torch.bool)
+        column = {name: index for index, name in enumerate(groups)}
+        by_name = {node.name: node for node in traced.graph.nodes}
+        place = {node: index for index, node in enumerate(nodes)}
+        start = 0
+        for site in sites:
+            if site.position == "layer":
+                assert site.block is not None
+                for node in nodes_between(by_name[site.block.source], by_name[site.block.branch]):
+                    if node in place:
+                        self._switches[start, place[node]] = True
+            else:
+                for gate in site.gate_of():
+                    if gate:
+                        self._opens[start + gate - 1, column[site.name]] += 1
+            start += site.gates
+        self.total = cost.total
+        self.least = int(self(torch.zeros(self.gates, dtype=torch.int64)))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GateCost:
+        # It never changes: copies of a model share it.
+        return self
+
+    def __call__(self, gates: Tensor) -> Tensor:
+        """Return the MACs (...) for gates (..., self.gates): exact for integers 0 and 1, float64 otherwise.
+
+        Exact as long as no group of channels is empty: what an empty group takes with it is not looked at.
+        """
+        gates = gates.to(torch.float64 if gates.is_floating_point() else torch.int64)
+        macs = self._macs.to(gates)
+        if self._channels is not None:
+            sizes = self._channels.sizes.to(gates)
+            opens = self._opens.to(gates)
+            closed = 1 - gates
+            lost = closed @ opens if gates.is_floating_point() else (closed.unsqueeze(-1) * opens).sum(-2)
+            macs = self._channels.per_node(sizes - lost)
+        if bool(self._switches.any()):
+            switches = self._switches.to(gates.device)
+            # Nodes without a layer gate keep the factor 1; a node has at most one.
+            factor = torch.where(switches, gates.unsqueeze(-1), torch.ones_like(gates[..., :1, None])).prod(
+                -2
+            )
+            macs = macs * factor
+        return macs.sum(-1)
+
+    def kept(self, gates: Tensor) -> Tensor:
+        """Return the MACs as a fraction (...) of those with all gates open."""
+        return self(gates.double()) / self.total

@@ -1,0 +1,117 @@
+"""Where gates can be put that close channels or whole residual branches, found in the graph.
+
+A site is a channel group of the network, or the branch of a residual block. In residual blocks the groups
+are those between the adapters of `decouple`: what a branch reads of the stream ("input"), what it computes
+inside ("channels"), what it adds to the stream ("output"), and what a projection adds ("shortcut").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from adaptify.graph.channels import Channels
+from adaptify.graph.decouple import find_adapters, find_block_groups
+from adaptify.graph.sites import BlockSite, nodes_between
+
+Position = Literal["channels", "input", "output", "shortcut", "layer"]
+POSITIONS: tuple[Position, ...] = ("input", "channels", "output", "shortcut")
+"""The positions of channel gates, in the order in which a block has them."""
+
+
+@dataclass(frozen=True)
+class GateSite:
+    """A place for gates that close something.
+
+    Attributes:
+        name: Name of the channel group, or of the residual block.
+        position: What of a block is closed; "channels" also outside of blocks, "layer" for a whole branch.
+        size: Number of channels (of choices, in grouped convolutions); 1 for a branch.
+        filters: Channels that one gate closes together.
+        always_open: Channels, the first ones, that no gate closes.
+        block: The residual block it is in, if any.
+    """
+
+    name: str
+    position: Position
+    size: int
+    filters: int
+    always_open: int
+    block: BlockSite | None
+
+    @property
+    def gates(self) -> int:
+        """Number of gates, G."""
+        return -(-(self.size - self.always_open) // self.filters)
+
+    def gate_of(self) -> list[int]:
+        """For each channel: 0 if it is always open, else 1 + the index of its gate."""
+        free = range(self.size - self.always_open)
+        return [0] * self.always_open + [1 + channel // self.filters for channel in free]
+
+
+def find_channel_sites(
+    channels: Channels, blocks: Iterable[BlockSite], *, positions: Collection[Position], filters: int | None
+) -> tuple[GateSite, ...]:
+    """Return the sites of channel gates, in the order of the network.
+
+    Inside of residual blocks a site can lose all its channels: the stream goes on. Elsewhere the first gate's
+    channels have no gate, so that something is left. Streams themselves are not gated.
+
+    Args:
+        channels: The channels of the network; its residual blocks decoupled where they are to be gated.
+        blocks: The residual blocks of the network.
+        positions: Which positions of blocks get gates, and "channels" outside of them.
+        filters: Channels that a gate closes together; None: an eighth of the site, between 8 and 128.
+    """
+    place = _positions(channels, blocks)
+    sites = []
+    for group in channels.removable:
+        position, block = place.get(group.name, ("channels", None))
+        if position is None or position not in positions:
+            continue
+        width = group.of_kind("write")[0].positions.shape[1]
+        chunk = max(1, (filters or min(max(group.size * width // 8, 8), 128)) // width)
+        always_open = 0 if block else min(chunk, group.size)
+        site = GateSite(group.name, position, group.size, chunk, always_open, block)
+        if site.gates:
+            sites.append(site)
+    return tuple(sites)
+
+
+def find_layer_sites(blocks: Sequence[BlockSite]) -> tuple[GateSite, ...]:
+    """Return one site per residual block: its whole branch."""
+    return tuple(GateSite(block.name, "layer", 1, 1, 0, block) for block in blocks)
+
+
+def _positions(
+    channels: Channels, blocks: Iterable[BlockSite]
+) -> Mapping[str, tuple[Position | None, BlockSite | None]]:
+    """Group name -> its position and block, for groups in blocks; no position for streams."""
+    ends = find_block_groups(channels)
+    adapters = find_adapters(channels.traced)
+    streams = {("read", end) for item in adapters for end in (item.gather, item.shortcut_gather)}
+    streams |= {("write", end) for item in adapters for end in (item.scatter, item.shortcut_scatter)}
+    nodes = {node.name: node for node in channels.traced.graph.nodes}
+    found: dict[str, tuple[Position | None, BlockSite | None]] = {}
+    for group in channels.groups:
+        if any((member.kind, member.target) in streams for member in group.members):
+            found[group.name] = (None, None)
+    for block in blocks:
+        inside = nodes_between(nodes[block.source], nodes[block.branch])
+        written = {("write", str(node.target)) for node in inside if node.op == "call_module"}
+        for group in channels.groups:
+            if any((member.kind, member.target) in written for member in group.members):
+                found[group.name] = ("channels", block)
+        if block.name in ends:
+            groups = ends[block.name]
+            named: tuple[tuple[tuple[str, ...], Position | None], ...] = (
+                (groups.input, "input"),
+                (groups.output, "output"),
+                # A projection that reads less of the stream was not studied.
+                (groups.shortcut_input, None),
+                (groups.shortcut_output, "shortcut"),
+            )
+            found |= {name: (position, block) for names, position in named for name in names}
+    return found

@@ -1,0 +1,128 @@
+"""A network with gates that close channels or residual branches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adaptify.graph.channels import Channels, find_channels
+from adaptify.graph.cost import CostModel, count_module
+from adaptify.graph.gate_cost import GateCost
+from adaptify.graph.gate_sites import GateSite
+from adaptify.graph.gating import Decide, Decider, insert_gates
+from adaptify.graph.program import compile_graph
+from adaptify.graph.trace import Traced
+from adaptify.runtime.gate_policy import GatePolicy
+from adaptify.runtime.view import NetworkView
+
+
+class Decisions(NamedTuple):
+    """What a gated network computed, and what its gates decided; K is the number of all gates.
+
+    Attributes:
+        logits: (N, M).
+        odds: Log-odds of being open: (K,) where gates decide for all samples alike, or (N, K).
+        gates: The decisions, of the same shape: 0 closed, 1 open.
+    """
+
+    logits: Tensor
+    odds: Tensor
+    gates: Tensor
+
+
+class GatedModel(NetworkView):
+    """A network some of whose channels, or residual branches, are closed by gates.
+
+    In evaluation, `model(images)` maps (N, C, H, W) to logits (N, M) under `model.policy`. In training it
+    returns `Decisions`, with gates drawn by `model.sample`.
+
+    Attributes:
+        deciders: What decides which gates.
+        policy: How gates decide in evaluation. May be replaced between batches.
+        sample: How gates are drawn in training: log-odds -> gates, with a gradient.
+    """
+
+    def __init__(
+        self,
+        traced: Traced,
+        deciders: Sequence[Decider],
+        sample: Decide,
+        policy: GatePolicy | None = None,
+        channels: Channels | None = None,
+    ) -> None:
+        """Put gates into `traced`; `channels` are its channels, where they are known."""
+        super().__init__(traced, {decider.name: decider.module for decider in deciders})
+        self.deciders = tuple(deciders)
+        self.policy = policy or GatePolicy()
+        self.sample = sample
+        if channels is None and any(site.position != "layer" for site in self.sites):
+            channels = find_channels(traced)
+        self._channels = channels
+        graph = insert_gates(self.traced, channels, self.deciders, self._gates_name)
+        self._program = compile_graph(graph)
+        self.train(traced.root.training)
+
+    @property
+    def sites(self) -> tuple[GateSite, ...]:
+        """The sites of all deciders, in the order in which decisions list their gates."""
+        return tuple(site for decider in self.deciders for site in decider.sites)
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether gates look at the sample."""
+        return any(decider.source is not None for decider in self.deciders)
+
+    @property
+    def gate_names(self) -> str:
+        """Prefix of the gates' own names in the state dict."""
+        return f"{self._gates_name}."
+
+    def forward(self, images: Tensor) -> Any:
+        """Logits (N, M) in evaluation; `Decisions` in training."""
+        return self.decide(images, self.sample) if self.training else self.run(images).logits
+
+    def run(self, images: Tensor) -> Decisions:
+        """Run (N, C, H, W) under the policy; an ensemble averages class probabilities, and its gates."""
+        if self.policy.runs == 1:
+            return self.decide(images, self.policy.decide)
+        runs = [self.decide(images, self.policy.decide) for _ in range(self.policy.runs)]
+        mean = torch.stack([run.logits.softmax(1) for run in runs]).mean(0)
+        gates = torch.stack([run.gates for run in runs]).mean(0)
+        return Decisions(mean.log(), runs[0].odds, gates)
+
+    def decide(self, images: Tensor, decide: Decide) -> Decisions:
+        """Run (N, C, H, W) with gates as `decide` makes them of their log-odds."""
+        images = images.contiguous(memory_format=self.memory_format)
+        logits, odds, gates = self._program(self.traced.root, images, decide)
+        if not self.per_sample:
+            return Decisions(logits, torch.cat(odds, -1), torch.cat(gates, -1))
+        count = images.shape[0]
+        return Decisions(logits, _by_sample(odds, count), _by_sample(gates, count))
+
+    @cached_property
+    def cost(self) -> CostModel:
+        """MACs of the network without gates, node by node."""
+        return CostModel(self.backbone())
+
+    @cached_property
+    def gate_cost(self) -> GateCost:
+        """MACs as a function of all gates."""
+        return GateCost(self.traced, self._channels, self.sites, self.cost)
+
+    @cached_property
+    def decider_macs(self) -> int:
+        """MACs that deciding takes for one sample; none where gates look at nothing, as they can be frozen."""
+        macs = 0
+        for decider in self.deciders:
+            if decider.source is not None:
+                shape = self.traced.node(decider.source).meta["shape"]
+                macs += count_module(decider.module, (1, *shape[1:]))
+        return macs
+
+
+def _by_sample(parts: Sequence[Tensor], count: int) -> Tensor:
+    return torch.cat([part.expand(count, -1) for part in parts], -1)
