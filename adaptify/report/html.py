@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,10 +16,10 @@ from adaptify import text
 from adaptify.files import write_text
 from adaptify.report.derive import class_rows, headline, operating_point, target
 from adaptify.report.plots.exits import compute_figure, frontier_figure, palette
+from adaptify.report.plots.gating import HEAT_LEVELS
 from adaptify.report.schema import Report
+from adaptify.report.sections import gating_section, training_section, wide_and_narrow
 
-# Figures are drawn twice, with text of the same size: one is shown on a desk, the other on a phone.
-_WIDE, _NARROW = 520, 340
 _MOST_CLASSES = 24  # more are shown as the cheapest and the dearest
 
 
@@ -35,13 +36,17 @@ def render_html(report: Report) -> str:
         "headline": headline(report),
         "chosen_known": operating_point(report) is not None,
         "figures": {
-            "frontier": _both(frontier_figure, report) if report.frontier else None,
-            "compute": _both(compute_figure, report) if len(report.exits) > 1 else None,
+            "frontier": wide_and_narrow(partial(frontier_figure, report)) if report.frontier else None,
+            "compute": wide_and_narrow(partial(compute_figure, report)) if len(report.exits) > 1 else None,
         },
         "classes": classes,
         "classes_between": len(rows) - sum(map(len, classes)),
+        "gating": gating_section(report.gating, report.before.accuracy) if report.gating else None,
+        "training": training_section(report.training) if report.training and report.training.epochs else None,
+        "heat_levels": HEAT_LEVELS,
         "command": shlex.join(report.command),
         "options": list(_flat(report.method.options)),
+        "trainer": list(_flat(report.training.options)) if report.training else [],
         "kwargs": list(_flat(report.model.kwargs)),
         "environment": list(_flat(report.environment.get("versions", {})))
         + list(_flat({name: value for name, value in report.environment.items() if name != "versions"})),
@@ -84,12 +89,6 @@ def _environment() -> Environment:
 
 def _printable(value: Any) -> Any:
     return text.printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _both(draw: Any, report: Report) -> Markup:
-    return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(
-        draw(report, _WIDE), draw(report, _NARROW, 270)
-    )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

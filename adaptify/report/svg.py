@@ -57,7 +57,7 @@ class Svg:
         """Return the picture as markup that can stand in a page."""
         return Markup(
             f'<svg viewBox="0 0 {_px(self.width)} {_px(self.height)}" width="{_px(self.width)}" '
-            f'height="{_px(self.height)}" role="img" aria-label="{escape(self.label)}">'
+            f'height="{_px(self.height)}" role="img" aria-label="{escape(printable(self.label))}">'
             f"{''.join(self._elements)}</svg>"
         )
 

@@ -62,17 +62,19 @@ class Axes:
         self.y = scale(self.low_y, self.high_y, self.bottom, self.top)
 
     def grid(self, x_name: str, y_name: str, write_x: Writer = shares, write_y: Writer = shares) -> None:
-        """Draw lines, numbers and the names of both axes."""
+        """Draw lines, numbers and the names of both axes; a y axis that the title names needs none."""
         values = ticks(self.low_y, self.high_y, 6)
         for value, written in zip(values, write_y(values), strict=True):
             self.svg.line(self.left, self.y(value), self.right, self.y(value), "grid")
             self.svg.text(self.left - 7, self.y(value) + 4, written, "tick", "end")
         self.x_axis(x_name, write_x)
-        self.svg.text(self.left, self.top - 12, y_name, "axis-name")
+        if y_name:
+            self.svg.text(self.left, self.top - 12, y_name, "axis-name")
 
     def x_axis(self, name: str, write: Writer = shares) -> None:
         """Draw the x axis with its numbers and its name."""
-        values = ticks(self.low_x, self.high_x, max(3, int((self.right - self.left) / 70)))
+        room = 50 if write is whole_numbers else 70  # px: a percentage is wider than a small number
+        values = ticks(self.low_x, self.high_x, max(3, int((self.right - self.left) / room)))
         for value, written in zip(values, write(values), strict=True):
             if written:
                 self.svg.line(self.x(value), self.bottom, self.x(value), self.bottom + 4, "axis")

@@ -1,0 +1,91 @@
+"""What the page's sections of gates and of training show, drawn and put in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from markupsafe import Markup
+
+from adaptify.report.learned import (
+    MEANINGS,
+    chosen_epoch,
+    gates_in_words,
+    is_policy,
+    site_labels,
+)
+from adaptify.report.plots.gating import (
+    FEW_SITES,
+    activity_figure,
+    histogram_figure,
+    positions,
+    sites_figure,
+    sweep_figure,
+    sweep_modes,
+)
+from adaptify.report.plots.training import (
+    Curve,
+    accuracy_curves,
+    accuracy_figure,
+    kept_curves,
+    kept_figure,
+    loss_curves,
+    loss_figure,
+)
+from adaptify.report.schema import Gating, Training
+
+_WIDE, _NARROW = 520, 340  # px, at which text has its nominal size
+
+
+def gating_section(gating: Gating, came: float | None) -> dict[str, Any]:
+    """Return what the section of gates shows; a figure that has nothing to show is left out."""
+    labels = site_labels(gating)
+    figures = {
+        "sweep": partial(sweep_figure, gating, came) if gating.sweep else None,
+        "histogram": partial(histogram_figure, gating) if any(gating.histogram) else None,
+        "sites": partial(sites_figure, gating) if len(gating.sites) > 1 else None,
+        "activity": partial(activity_figure, gating) if gating.sites and len(gating.activity) > 1 else None,
+    }
+    return {
+        "words": gates_in_words(gating),
+        "meanings": MEANINGS,
+        "policy": [mode for mode in (*gating.modes, *gating.sweep) if is_policy(mode, gating)],
+        "lines": labels if len(labels) <= FEW_SITES else [],
+        "positions": positions(gating),
+        "others": sweep_modes(gating, came)[2] if gating.sweep else [],
+        "figures": {
+            name: wide_and_narrow(draw) if draw is not None else None for name, draw in figures.items()
+        },
+    }
+
+
+def training_section(training: Training) -> dict[str, Any]:
+    """Return what the section of training shows; a single epoch makes no curve."""
+    curves: dict[str, tuple[Callable[..., Markup], list[Curve]]] = {
+        "loss": (loss_figure, loss_curves(training)),
+        "accuracy": (accuracy_figure, accuracy_curves(training)),
+    }
+    if kept := kept_curves(training):
+        curves["kept"] = kept_figure, kept
+    # Three stand side by side on a desk, each as narrow as on a phone.
+    show = wide_and_narrow if len(curves) < 3 else _narrow
+    return {
+        "chosen": chosen_epoch(training),
+        "terms": list(dict.fromkeys(term for epoch in training.epochs for term in epoch.terms)),
+        "figures": {name: show(partial(draw, training)) for name, (draw, _) in curves.items()}
+        if len(training.epochs) > 1
+        else {},
+        "legends": {name: [label for label, _ in found] for name, (_, found) in curves.items()},
+    }
+
+
+def _narrow(draw: Callable[..., Markup]) -> Markup:
+    return draw(_NARROW, 250)
+
+
+def wide_and_narrow(draw: Callable[..., Markup]) -> Markup:
+    """Return a figure drawn twice, with text of the same size: for a desk and for a phone."""
+    return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(
+        draw(_WIDE), draw(_NARROW, 270)
+    )

@@ -1,0 +1,37 @@
+"""The report as tables for the terminal."""
+
+from __future__ import annotations
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from adaptify.report.schema import Report
+from adaptify.report.tables.exits import classes_table, exits_table, frontier_table
+from adaptify.report.tables.gating import gating_table
+from adaptify.report.tables.network import headline_table, layers_table, pruning_table
+
+__all__ = ["exits_table", "gating_table", "headline_table", "pruning_table", "report_tables"]
+
+
+def report_tables(report: Report, *, layers: bool = True) -> list[RenderableType]:
+    """Return all tables of a report, the headline last: it is what a terminal shows at its bottom.
+
+    Args:
+        report: The report.
+        layers: Whether the table of layers is among them.
+    """
+    tables: list[RenderableType] = []
+    if layers and report.layers:
+        tables.append(layers_table(report))
+    if len(report.exits) > 1:
+        if report.frontier:
+            tables.append(frontier_table(report))
+        if report.classes_per_exit:
+            tables.append(classes_table(report))
+        tables.append(exits_table(report))
+    if report.pruning is not None:
+        tables.append(pruning_table(report.pruning))
+    if report.gating is not None:
+        tables.append(gating_table(report, report.gating))
+    tables.append(headline_table(report))
+    return [part for table in tables for part in (Text(), table)]
