@@ -52,7 +52,8 @@ def prune(
             "--importance",
             metavar="NAME",
             help="What channels are judged by: l1 or l2 (norm of their weights), bn_scale (scale of their "
-            "BatchNorm), fpgm (distance to the other filters).",
+            "BatchNorm), fpgm (distance to the other filters), taylor (effect on the loss, on images of "
+            "--data).",
         ),
     ] = "l2",
     round_to: Annotated[
@@ -93,6 +94,7 @@ def prune(
     Examples:
       adaptify prune resnet56.th --target 0.7 --data cifar10:data
       adaptify prune model.pth --target 0.4 --importance bn_scale --dry-run
+      adaptify prune resnet56.th --target 0.5 --importance taylor --data cifar10:data
       adaptify prune runs/resnet50-importance-001 --target 0.8 --round-to 8
     """
     from adaptify.cli import values
@@ -131,7 +133,7 @@ def _work(request: Request, output: Path | None, force: bool, dry_run: bool, con
 
     if not dry_run:
         folder.check_output(output, force=force)
-    found = preview(request)
+    found = preview(request, progress=console)
     for note in found.notes:
         console.note(note)
     before, after = found.network.cost.total, found.pruned.selection.macs

@@ -79,7 +79,7 @@ class _Scorer:
 
 
 def filter_axis(kind: str, layer: Any) -> int | None:
-    """Axis of the weight of `layer` with an entry for each channel that it writes or reads."""
+    """Return the axis of a layer's weight that has an entry for each channel written or read, or None."""
     if kind == "carry":
         return None
     axis = int((kind == "read") != bool(getattr(layer, "transposed", False)))

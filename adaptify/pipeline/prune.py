@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from adaptify import artifact
 from adaptify.data import Data, check_labels, open_data
+from adaptify.data.open import Part
 from adaptify.environment import describe_environment
+from adaptify.errors import UsageError
 from adaptify.files import write_text
 from adaptify.graph.selection import TOLERANCE as TARGET_TOLERANCE
 from adaptify.pipeline import folder
 from adaptify.pipeline.prepare import Network, classes_of, open_network
-from adaptify.pipeline.pruning import Pruned, pruned_layers, remove_least, size_of, take_turns, verify
+from adaptify.pipeline.pruning import (
+    FROM_IMAGES,
+    Pruned,
+    check_importance,
+    pruned_layers,
+    remove_least,
+    size_of,
+    take_turns,
+    verify,
+)
 from adaptify.pipeline.reporting import layer_rows, provenance
 from adaptify.pipeline.retrofit import peak_memory
 from adaptify.plan import Plan
@@ -33,6 +47,11 @@ from adaptify.training.evaluate import evaluate
 METHOD = "importance"
 UNMEASURED = "accuracy was not measured: --data measures it"
 
+JUDGED_IMAGES = 1024
+"""Training images that importance is judged on, where it needs images."""
+
+_JUDGED_BATCH = 64  # gradients are averaged inside a batch: of a trained network's, large batches leave noise
+
 
 @dataclass(frozen=True)
 class Request:
@@ -43,7 +62,7 @@ class Request:
         data: The images; with an empty source, nothing is measured on them, and only what is said of
             the input's size counts.
         target: Fraction of the MACs to keep.
-        importance: What channels are judged by, a key of `graph.importance.CRITERIA`.
+        importance: What channels are judged by, one of `pipeline.pruning.IMPORTANCES`.
         round_to: Multiple of channels to keep.
         run: How the work is done.
     """
@@ -65,12 +84,14 @@ class Preview:
         pruned: The network after.
         layers: Channels and MACs of each layer, before and after.
         notes: What the user should know.
+        data: The images, if the importance of channels was judged on some of them.
     """
 
     network: Network
     pruned: Pruned
     layers: tuple[PrunedLayer, ...]
     notes: tuple[str, ...]
+    data: Data | None = None
 
     def facts(self, request: Request) -> dict[str, Any]:
         """The `pruning` part of a report."""
@@ -92,17 +113,33 @@ class Finished:
     report: Report
 
 
-def preview(request: Request) -> Preview:
+def preview(request: Request, *, progress: Progress = SILENT) -> Preview:
     """Open the network and remove channels; nothing is measured or written.
 
     Raises:
-        UsageError, ModelError: As loading does.
+        UsageError, ModelError: As loading does, or the importance needs images and there are none.
         TargetError: The target cannot be met; the message names what can.
     """
+    check_importance(request.importance)
+    from_images = request.importance in FROM_IMAGES
+    if from_images and not request.data.source:
+        raise UsageError(
+            f"the importance '{request.importance}' is judged on training images, and there are none",
+            "Say which: --data FOLDER, cifar10:FOLDER, digits or fake:N.",
+        )
     network = open_network(request.model, request.data)
     classes_of(network)  # it must return one score per class
-    pruned = remove_least(network, request.target, request.importance, request.round_to)
+    data: Data | None = None
+    batches: Iterable[tuple[Tensor, Tensor]] = ()
+    device = pick_device(request.run.device)
+    if from_images:
+        data = _open_data(request, network, ("train", "test"), progress)
+        batches = _judged(data, request.run, device)
+    pruned = remove_least(network, request.target, request.importance, request.round_to, batches, device)
     notes = list(network.notes)
+    if data is not None:
+        count = min(len(data.train), JUDGED_IMAGES)
+        notes.append(f"the importance of channels was judged on {count} training images")
     if network.placed:
         notes.append("the exits that the network has are left out: they were trained on all channels")
     if pruned.selection.round_to < request.round_to:
@@ -110,31 +147,42 @@ def preview(request: Request) -> Preview:
             f"channels are multiples of {pruned.selection.round_to}, not of {request.round_to}: "
             f"no such choice is within {TARGET_TOLERANCE:.0%} of the target"
         )
-    return Preview(network, pruned, tuple(pruned_layers(network, pruned)), tuple(notes))
+    return Preview(network, pruned, tuple(pruned_layers(network, pruned)), tuple(notes), data)
 
 
 def open_test_data(request: Request, before: Preview, *, progress: Progress = SILENT) -> Data | None:
-    """Open the test part of the data, if there is any.
+    """Open the test part of the data, if there is any and it is not open yet.
 
     Raises:
         UsageError: The data cannot be used, or its labels do not match the network.
     """
+    if before.data is not None or not request.data.source:
+        return before.data
+    return _open_data(request, before.network, ("test",), progress)
+
+
+def _open_data(request: Request, network: Network, parts: tuple[Part, ...], progress: Progress) -> Data:
     section = request.data
-    if not section.source:
-        return None
     data = open_data(
         section.source,
-        input=before.network.architecture.input,
+        input=network.architecture.input,
         holdout=section.holdout,
         val_split=section.val_split,
         seed=request.run.seed,
         workers=section.workers,
         skip_corrupt=section.skip_corrupt,
-        parts=["test"],
+        parts=parts,
         progress=progress,
     )
-    check_labels(data, classes_of(before.network))
+    check_labels(data, classes_of(network))
     return data
+
+
+def _judged(data: Data, run: RunSection, device: torch.device) -> Iterable[tuple[Tensor, Tensor]]:
+    """Batches of the training images that importance is judged on."""
+    size = min(run.batch_size, _JUDGED_BATCH)
+    batches = data.train.batches(size, shuffle=True, seed=run.seed, device=device)
+    return islice(batches, max(1, JUDGED_IMAGES // size))
 
 
 def prune(
@@ -162,7 +210,7 @@ def prune(
     started = time.perf_counter()
     folder.check_output(output, force=force)
     device = pick_device(request.run.device)
-    found = found or preview(request)
+    found = found or preview(request, progress=progress)
     network, pruned = found.network, found.pruned
     data = open_test_data(request, found, progress=progress)
     stem = f"{network.architecture.name.partition(':')[2].replace(':', '.')}-{METHOD}"

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adaptify import artifact
-from adaptify.errors import TargetError
+from adaptify.errors import TargetError, UsageError, did_you_mean
 from adaptify.graph.channel_cost import ChannelCost
 from adaptify.graph.channels import Channels, find_channels
 from adaptify.graph.cost import CostModel
-from adaptify.graph.importance import score_channels
+from adaptify.graph.importance import CRITERIA, score_channels
 from adaptify.graph.masking import mask_channels
 from adaptify.graph.program import compile_graph
 from adaptify.graph.removal_plan import keep_to_json
@@ -26,9 +27,16 @@ from adaptify.pipeline.prepare import Network
 from adaptify.plan import RemoveChannels
 from adaptify.report.schema import PrunedLayer
 from adaptify.runtime.adaptive import AdaptiveModel
+from adaptify.training.taylor import taylor_scores
 
 TOLERANCE = 1e-5
 """How far the outputs of the pruned network may be from those of the masked one, relative to the largest."""
+
+FROM_IMAGES = MappingProxyType({"taylor": taylor_scores})
+"""Importance criteria that look at labelled images; those of `graph.importance.CRITERIA` look at weights."""
+
+IMPORTANCES = (*CRITERIA, *FROM_IMAGES)
+"""All importance criteria."""
 
 _ROUNDS, _WARM_UP, _SECONDS = 50, 3, 4.0
 
@@ -52,14 +60,59 @@ class Pruned:
     cost: CostModel
 
 
-def remove_least(network: Network, target: float, importance: str, round_to: int) -> Pruned:
+def check_importance(importance: str) -> None:
+    """Check that there is such a criterion.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if importance not in IMPORTANCES:
+        raise UsageError(
+            f"unknown importance criterion '{importance}'{did_you_mean(importance, IMPORTANCES)}",
+            f"Use one of: {', '.join(IMPORTANCES)}.",
+        )
+
+
+def judge(
+    channels: Channels,
+    importance: str,
+    batches: Iterable[tuple[Tensor, Tensor]] = (),
+    device: torch.device | str = "cpu",
+) -> dict[str, Tensor]:
+    """Return the scores (size,) of every removable group, by name; higher is more important.
+
+    Args:
+        channels: The channels of the network.
+        importance: One of `IMPORTANCES`.
+        batches: Images and labels on `device`, for a criterion of `FROM_IMAGES`.
+        device: Where to compute with them.
+
+    Raises:
+        UsageError: There is no such criterion.
+    """
+    check_importance(importance)
+    if importance in FROM_IMAGES:
+        return FROM_IMAGES[importance](channels, batches, device)
+    return score_channels(channels, importance)
+
+
+def remove_least(
+    network: Network,
+    target: float,
+    importance: str,
+    round_to: int,
+    batches: Iterable[tuple[Tensor, Tensor]] = (),
+    device: torch.device | str = "cpu",
+) -> Pruned:
     """Remove the least important channels until `target` of the MACs are left.
 
     Args:
         network: The network.
         target: Fraction of the MACs to keep.
-        importance: A key of `graph.importance.CRITERIA`.
+        importance: One of `IMPORTANCES`.
         round_to: Multiple of channels to keep.
+        batches: As for `judge`.
+        device: Likewise.
 
     Raises:
         UsageError: One of the values makes no sense.
@@ -67,7 +120,8 @@ def remove_least(network: Network, target: float, importance: str, round_to: int
     """
     channels = find_channels(network.traced)
     cost = ChannelCost(channels, network.cost)
-    selection = select_channels(cost, score_channels(channels, importance), target, round_to=round_to)
+    scores = judge(channels, importance, batches, device)
+    selection = select_channels(cost, scores, target, round_to=round_to)
     step = RemoveChannels.model_validate({"keep": keep_to_json(channels, selection.keep)})
     traced = artifact.remove(network.traced, step)
     return Pruned(channels, selection, step, traced, CostModel(traced))

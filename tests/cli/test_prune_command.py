@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import Cli, read_report, snapshot
-from torch import nn
+from torch import Tensor, nn
 
 import adaptify
 from adaptify.artifact import read_plan
+from adaptify.data import MemorySplit, Split
 from adaptify.graph.cost import CostModel
 from adaptify.models.registry import resolve
 from adaptify.plan import PlaceExit, RemoveChannels
@@ -174,6 +176,29 @@ def test_every_importance_meets_the_target(importance: str, home: Path, cli: Cli
     assert cli("prune", "digits.pt", *words).json["pruning"]["achieved"] == pytest.approx(0.5, rel=0.01)
 
 
+def test_channels_are_judged_on_training_images(
+    home: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["prune", "digits.pt", "--target", "0.5", "--data", "digits", "--json"]
+    said = cli(*words, "--importance", "taylor")
+    assert said.code == 0, said.err
+    report = read_report(RUN)
+    assert report["pruning"]["importance"] == "taylor"
+    assert report["after"]["kept"] == pytest.approx(0.5, rel=0.01)
+    assert "the importance of channels was judged on 1024 training images" in report["notes"]
+    by_weights = cli(*words, "--importance", "l2", "--dry-run").json
+    assert by_weights["pruning"]["layers"] != report["pruning"]["layers"]
+
+    def unused(split: Split, *arguments: object, **options: object) -> Iterator[tuple[Tensor, Tensor]]:
+        assert len(split) != report["data"]["test"], "the test images are for reporting"
+        return iter(batches(split, *arguments, **options))
+
+    batches = MemorySplit.batches
+    monkeypatch.setattr(MemorySplit, "batches", unused)
+    again = cli(*words, "--importance", "taylor", "--dry-run")
+    assert again.json["pruning"]["layers"] == report["pruning"]["layers"]
+
+
 def test_a_lowered_multiple_is_told(home: Path, cli: Cli) -> None:
     words = ["--target", "0.45", "--round-to", "64", "--dry-run", "--json"]
     said = cli("prune", "digits.pt", *words)
@@ -197,6 +222,8 @@ def test_a_target_out_of_reach_leaves_nothing(home: Path, cli: Cli) -> None:
         (["digits.pt", "--target", "0"], 2, "a target of 0.0 is not in (0, 1]"),
         (["digits.pt", "--target", "40"], 2, "a target of 40.0 is not in (0, 1]"),
         (["digits.pt", "--target", "0.5", "--importance", "l3"], 2, "unknown importance criterion 'l3'"),
+        (["digits.pt", "--target", "0.5", "--importance", "taylr"], 2, "did you mean 'taylor'?"),
+        (["digits.pt", "--target", "0.5", "--importance", "taylor"], 2, "Say which: --data FOLDER"),
         (["digits.pt", "--target", "0.5", "--round-to", "0"], 2, "multiples of 0"),
         (["digits.pt", "--target", "0.5", "--data", "nowhere"], 2, "nowhere"),
         (["nothing.pt", "--target", "0.5"], 2, "nothing.pt"),
