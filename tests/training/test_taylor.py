@@ -69,7 +69,7 @@ def _loss(channels: Channels, name: str, channel: int, scale: float, batch: tupl
     masked = mask_channels(channels, keep)
     masks = masked.root.get_submodule("channel_masks")
     for reader, mask in masks.named_buffers():
-        setattr(masks, reader, torch.where(mask == 0, scale, 1.0))
+        setattr(masks, reader, torch.where(mask == 0, scale, torch.ones((), dtype=torch.float64)))
     images, labels = batch
     exact = share_copy(masked.root, lambda tensor: tensor.detach().double())
     with torch.no_grad():
