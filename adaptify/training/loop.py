@@ -6,10 +6,9 @@ and torch's random numbers follow from the seed and the epoch, and the learning 
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,19 +21,18 @@ from torch.optim import Optimizer
 from adaptify.data import Data, Split
 from adaptify.errors import AdaptifyError
 from adaptify.progress import SILENT, Progress, Stage
+from adaptify.training import layout
 from adaptify.training.average import WeightAverage
 from adaptify.training.history import EpochRow, History, MetricsLog, Validation
 from adaptify.training.meter import Meter, NonFiniteLossError
 from adaptify.training.objective import Moment, Objective, network_logits
 from adaptify.training.optimizer import GateParameters, make_optimizer, scale_rates
 from adaptify.training.options import LoopOptions
-from adaptify.training.recalibrate import normalisations, recalibrate
+from adaptify.training.recalibrate import recalibrate_on
 from adaptify.training.schedule import rate_factor
 from adaptify.training.snapshots import Snapshots
 
 _SECONDS_BETWEEN_READINGS = 0.5
-# Batches for validation and recalibration have no gradients to keep: they may be larger.
-_LARGE_BATCH = 256
 
 Validate = Callable[[nn.Module], Validation]
 Observe = Callable[[int, nn.Module], Mapping[str, float]]
@@ -85,7 +83,7 @@ def train(
     try:
         with (
             torch.random.fork_rng(devices=range(torch.cuda.device_count())),
-            _laid_out(model, device, options),
+            layout.channels_last(model, device, options.channels_last),
         ):
             if options.epochs == 0:
                 history = History((), None)
@@ -93,7 +91,9 @@ def train(
                 loop = _Loop(model, data.train, options, objective, device, seed, gates, snapshots)
                 history = loop.run(validate, observe or (lambda epoch, network: {}), log, progress)
             torch.manual_seed(_seed(seed, options.epochs))
-            _recalibrate(model, data.train, options, device, _seed(seed, options.epochs), progress)
+            recalibrate_on(
+                model, data.train, options, device=device, seed=_seed(seed, options.epochs), progress=progress
+            )
             model.eval()
     finally:
         log.close()
@@ -101,7 +101,7 @@ def train(
 
 
 @torch.inference_mode()
-def top1(model: nn.Module, split: Split, device: torch.device | str, batch_size: int = _LARGE_BATCH) -> float:
+def top1(model: nn.Module, split: Split, device: torch.device | str, batch_size: int = 256) -> float:
     """Top-1 accuracy of `model` on a split, in [0, 1]; the model is put into evaluation mode."""
     model.eval()
     correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -289,42 +289,6 @@ def _shown(meter: Meter) -> dict[str, float]:
     return {**figures, "images/s": meter.images_per_second}
 
 
-def _recalibrate(
-    model: nn.Module, split: Split, options: LoopOptions, device: torch.device, seed: int, progress: Progress
-) -> None:
-    """Take the statistics of BatchNorm anew from images as they are in training."""
-    size = min(max(options.batch_size, _LARGE_BATCH), len(split))
-    count = min(options.recalibrate, len(split) // size)
-    if count == 0 or not normalisations(model):
-        return
-    batches = split.batches(
-        size, augment=options.augment, shuffle=True, seed=seed, device=device, drop_last=True
-    )
-    layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    images = (images.contiguous(memory_format=layout) for images, _ in itertools.islice(batches, count))
-    recalibrate(model, images, total=count, progress=progress)
-
-
 def _seed(seed: int, epoch: int) -> int:
     """A seed for one epoch that no other epoch or run has."""
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
-
-
-@contextmanager
-def _laid_out(model: nn.Module, device: torch.device, options: LoopOptions) -> Iterator[None]:
-    """Bring `model` to the device and the layout of training; the plain layout returns afterwards."""
-    model.to(device)
-    if not options.channels_last:
-        yield
-        return
-    _set_layout(model, torch.channels_last)
-    try:
-        yield
-    finally:
-        _set_layout(model, torch.contiguous_format)
-
-
-def _set_layout(model: nn.Module, layout: torch.memory_format) -> None:
-    model.to(memory_format=layout)
-    if isinstance(getattr(model, "memory_format", None), torch.memory_format):
-        model.memory_format = layout  # type: ignore[assignment]  # what an adaptive network brings images to

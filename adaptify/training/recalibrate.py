@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from adaptify.data import Split
 from adaptify.progress import SILENT, Progress
+from adaptify.training.options import LoopOptions
+
+# The larger a batch, the nearer its variance to that of the data; without gradients there is room.
+_LARGE_BATCH = 256
 
 
 def normalisations(model: nn.Module) -> list[_BatchNorm]:
@@ -53,3 +59,28 @@ def recalibrate(
         for module, momentum in zip(modules, momenta, strict=True):
             module.momentum = momentum
         model.eval()
+
+
+def recalibrate_on(
+    model: nn.Module,
+    split: Split,
+    options: LoopOptions,
+    *,
+    device: torch.device | str,
+    seed: int,
+    progress: Progress = SILENT,
+) -> None:
+    """`recalibrate` with images as they are in training: `options.recalibrate` batches, at most one pass.
+
+    Does nothing for a network without BatchNorm, or if `options` ask for no batches.
+    """
+    size = min(max(options.batch_size, _LARGE_BATCH), len(split))
+    count = min(options.recalibrate, len(split) // size)
+    if count == 0 or not normalisations(model):
+        return
+    batches = split.batches(
+        size, augment=options.augment, shuffle=True, seed=seed, device=device, drop_last=True
+    )
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    images = (images.contiguous(memory_format=layout) for images, _ in itertools.islice(batches, count))
+    recalibrate(model, images, total=count, progress=progress)
