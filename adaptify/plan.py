@@ -76,7 +76,57 @@ class RemoveChannels(_Part):
     keep: dict[str, KeptChannels] = Field(max_length=1 << 16)
 
 
-Step = Annotated[PlaceExit | DecoupleBlocks | RemoveChannels, Field(discriminator="op")]
+class RemoveBlocks(_Part):
+    """Take the branches of residual blocks out of the network: x + f(x) becomes x, or its projection.
+
+    Attributes:
+        blocks: Names of the blocks.
+    """
+
+    op: Literal["remove_blocks"] = "remove_blocks"
+    blocks: tuple[str, ...] = Field(max_length=1 << 12)
+
+
+class GatePlace(_Part):
+    """Where gates are; see `graph.gate_sites.GateSite`.
+
+    Attributes:
+        name: Name of the channel group, or of the residual block.
+        position: What of a block is closed.
+        size: Number of channels there; checked when the plan is carried out.
+        filters: Channels that one gate closes together.
+        always_open: Channels that no gate closes.
+        block: Name of the residual block that it is in.
+    """
+
+    name: str
+    position: Literal["channels", "input", "output", "shortcut", "layer"]
+    size: int = Field(gt=0, le=1 << 20)
+    filters: int = Field(gt=0, le=1 << 20)
+    always_open: int = Field(default=0, ge=0, le=1 << 20)
+    block: str | None = None
+
+
+class PlaceGates(_Part):
+    """Put gates into the network that close channels or residual branches.
+
+    Attributes:
+        dependent: Whether they look at the sample; otherwise they are the same for all.
+        hidden: Width of the network of each gate that looks.
+        open_probability: Of every gate before anything is learned.
+        sites: Where they are.
+    """
+
+    op: Literal["place_gates"] = "place_gates"
+    dependent: bool
+    hidden: int = Field(default=16, gt=0, le=1 << 12)
+    open_probability: float = Field(gt=0, lt=1)
+    sites: tuple[GatePlace, ...] = Field(min_length=1, max_length=1 << 14)
+
+
+Step = Annotated[
+    PlaceExit | DecoupleBlocks | RemoveChannels | RemoveBlocks | PlaceGates, Field(discriminator="op")
+]
 """One thing that is done to a network. Each works on what those before it left."""
 
 

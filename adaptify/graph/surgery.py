@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from adaptify.errors import ModelError
-from adaptify.graph.adapter_surgery import join_adapters
 from adaptify.graph.channels import Channels
 from adaptify.graph.constants import constant_values
 from adaptify.graph.copying import share_copy
 from adaptify.graph.labels import compact
+from adaptify.graph.leftovers import tidy
 from adaptify.graph.literals import Call, padded, resized
 from adaptify.graph.liveness import find_live
 from adaptify.graph.network import GraphNetwork, attach, drop_unused
@@ -70,6 +70,7 @@ def _finish(root: nn.Module, graph: fx.Graph, before: Traced) -> Traced:
     for node in reversed(graph.nodes):
         if not node.users and node.op not in ("placeholder", "output"):
             graph.erase_node(node)
+    tidy(root, graph)
     drop_unused(root, graph)
     annotate_shapes(root, graph, before.input_shape)
     return Traced(GraphNetwork(root, graph), graph, before.input_shape, before.notes)
@@ -110,7 +111,6 @@ class _Rebuild:
                 self.labels[node] = self.labels[self.live.same[node]]
             elif self.live.computed(node):
                 self._add(node)
-        join_adapters(self.root, self.graph)
         result = _finish(self.root, self.graph, self.channels.traced)
         alive = set(self.graph.nodes)
         for node in self.running:

@@ -12,13 +12,12 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from adaptify.graph.leftovers import is_relu
 from adaptify.graph.trace import Traced
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
-_RELUS = (F.relu, torch.relu, "relu", "relu_")
 
 
 class PackedConv2d(nn.Module):
@@ -126,7 +125,7 @@ def _find_ends(traced: Traced, keep: Collection[str]) -> dict[fx.Node, _End]:
                 end.nodes.append(addition)
                 end.other = other
         relu = _only_user(end.nodes[-1], keep)
-        if relu is not None and _is_relu(traced.root, relu):
+        if relu is not None and is_relu(traced.root, relu):
             end.nodes.append(relu)
             end.relu = True
         taken.update(end.nodes)
@@ -160,9 +159,3 @@ def _added(addition: fx.Node, conv: fx.Node) -> fx.Node | None:
     if not isinstance(other, fx.Node) or other is conv or other.meta["shape"] != conv.meta["shape"]:
         return None
     return other
-
-
-def _is_relu(root: nn.Module, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return type(root.get_submodule(str(node.target))) is nn.ReLU
-    return node.target in _RELUS
