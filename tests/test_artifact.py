@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import adaptify
 from adaptify import artifact
+from adaptify.assembly import assemble, place_exits, reshape
 from adaptify.errors import ModelError, UsageError
 from adaptify.graph.trace import trace
 from adaptify.models.registry import Architecture, resolve
@@ -33,7 +34,7 @@ def model() -> AdaptiveModel:
         PlaceExit(site=site, channels=channels, classes=10)
         for site, channels in (("layer1", 16), ("layer2", 32))
     )
-    made = AdaptiveModel(traced, artifact.place_exits(traced, steps)).eval()
+    made = AdaptiveModel(traced, place_exits(traced, steps)).eval()
     made.policy = ThresholdPolicy((0.125, math.inf))
     made.plan = Plan(architecture=architecture.to_json(), steps=steps)
     return made
@@ -209,7 +210,7 @@ def pruned() -> AdaptiveModel:
     architecture = resolve("adaptify:digits_resnet")
     steps = (RemoveChannels(keep=KEEP), PlaceExit(site="layer2", channels=32, classes=10))
     traced = trace(architecture.build().eval(), architecture.input.shape)
-    made = AdaptiveModel(*artifact.carry_out(traced, steps), ThresholdPolicy((0.125,))).eval()
+    made = assemble(traced, steps, ThresholdPolicy((0.125,)).to_json()).eval()
     made.plan = Plan(architecture=architecture.to_json(), steps=steps)
     return made
 
@@ -247,7 +248,7 @@ def test_a_group_that_is_gone_is_reloaded_too(tmp_path: Path) -> None:
     torch.manual_seed(0)
     architecture = resolve("adaptify:digits_resnet")
     step = RemoveChannels(keep={"layer1.0.conv1": KeptChannels(size=16, kept=())})
-    traced, _ = artifact.carry_out(trace(architecture.build().eval(), architecture.input.shape), [step])
+    traced = reshape(trace(architecture.build().eval(), architecture.input.shape), [step])
     model = AdaptiveModel(traced).eval()
     model.plan = Plan(architecture=architecture.to_json(), steps=(step,))
     adaptify.save(model, tmp_path / "model.safetensors")

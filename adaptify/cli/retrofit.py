@@ -38,9 +38,9 @@ from adaptify.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from adaptify.assembly import Adapted
     from adaptify.cli.console import Console
     from adaptify.recipe import Recipe as Settings
-    from adaptify.runtime.adaptive import AdaptiveModel
 
 
 def retrofit(
@@ -157,10 +157,11 @@ def _check_complete(settings: Mapping[str, Any], recipe: Path | None) -> None:
 
 
 def _show_plan(recipe: Settings, console: Console) -> None:
-    from adaptify.cli.tables import exits_planned
+    from adaptify.cli.tables import exits_planned, gates_planned
     from adaptify.pipeline.prepare import open_recipe_data
     from adaptify.pipeline.retrofit import preview
     from adaptify.recipe import dump_recipe
+    from adaptify.runtime.adaptive import AdaptiveModel
     from adaptify.text import quantity, whole
 
     plan = preview(recipe)
@@ -168,6 +169,7 @@ def _show_plan(recipe: Settings, console: Console) -> None:
     # No image is decoded: that is part of the work.
     data = open_recipe_data(recipe, network.architecture.input, model.num_classes, parts=())
     rows = _planned(model)
+    table = exits_planned if isinstance(model, AdaptiveModel) else gates_planned
     for note in (*network.notes, *data.notes):
         console.note(note)
     console.data(
@@ -186,13 +188,26 @@ def _show_plan(recipe: Settings, console: Console) -> None:
         f"{network.architecture.name}, {quantity(network.cost.total)} MACs",
         f"{data.name}: {', '.join(f'{whole(len(split))} images {use}' for split, use in parts)}",
         "",
-        exits_planned(rows, network.cost.total),
+        table(rows, network.cost.total),
     )
     console.say("dry run: nothing was trained or written")
 
 
-def _planned(model: AdaptiveModel) -> list[dict[str, Any]]:
-    """The exits that are placed in `model`: where, and the MACs of a sample that leaves there."""
+def _planned(model: Adapted) -> list[dict[str, Any]]:
+    """The exits or gates that are placed in `model`: where, and MACs with samples leaving, or all closed."""
+    from adaptify.runtime.gated import GatedModel
+
+    if isinstance(model, GatedModel):
+        return [
+            {
+                "name": site.name,
+                "position": site.position,
+                "channels": site.size,
+                "gates": site.gates,
+                "macs_closed": model.gate_cost.without(index),
+            }
+            for index, site in enumerate(model.sites)
+        ]
     return [
         {
             "name": item.site.name,
@@ -208,17 +223,22 @@ def _planned(model: AdaptiveModel) -> list[dict[str, Any]]:
 def _work(recipe: Settings, output: Path | None, force: bool, console: Console) -> None:
     from adaptify.pipeline import folder
     from adaptify.pipeline.retrofit import retrofit as work
-    from adaptify.report.tables import exits_table, headline_table
+    from adaptify.report.tables import exits_table, gating_table, headline_table
     from adaptify.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
     done = work(recipe, output=output, force=force, progress=console)
     console.data({**done.report.to_json(), "run": str(done.folder)})
-    console.show("", exits_table(done.report), "", headline_table(done.report))
+    report = done.report
+    table = gating_table(report, report.gating) if report.gating is not None else exits_table(report)
+    console.show("", table, "", headline_table(report))
+    following = "calibrate {} --max-drop 1.0"
+    if report.gating is not None:
+        following = "evaluate {}" if report.gating.data_dependent else "prune {} --target 0.5"
     console.say(
         f"\nrun: {done.folder}\n"
         f"page: {done.folder / folder.PAGE}\n"
         "next:\n"
         f"  adaptify report {done.folder}\n"
-        f"  adaptify calibrate {done.folder} --max-drop 1.0"
+        f"  adaptify {following.format(done.folder)}"
     )

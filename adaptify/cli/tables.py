@@ -56,6 +56,20 @@ def exits_planned(rows: Sequence[dict[str, Any]], total: int) -> Table:
     return shown
 
 
+def gates_planned(rows: Sequence[dict[str, Any]], total: int) -> Table:
+    """Return the gates of a dry run, and the MACs that are left where all gates of a site are closed."""
+    shown = table(["site", "position", "channels", "gates", "closed"], left=2)
+    for row in rows:
+        shown.add_row(
+            word(row["name"]),
+            word(row["position"]),
+            whole(row["channels"]),
+            whole(row["gates"]),
+            percent(row["macs_closed"] / total),
+        )
+    return shown
+
+
 def changes(before: Report, now: Report) -> tuple[RenderableType, ...]:
     """Return what another choice of thresholds changed, on the test samples."""
     base = before.accuracies[0]

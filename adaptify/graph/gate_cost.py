@@ -44,7 +44,8 @@ class GateCost:
             cost: MACs of the network, where they are known.
         """
         cost = cost or CostModel(traced)
-        self.gates = sum(site.gates for site in sites)
+        self._sizes = [site.gates for site in sites]
+        self.gates = sum(self._sizes)
         nodes = [node for node in traced.graph.nodes if cost.macs[node.name]]
         self._channels = ChannelCost(channels, cost) if channels is not None else None
         self._macs = torch.tensor([cost.macs[node.name] for node in nodes], dtype=torch.int64)
@@ -95,6 +96,12 @@ class GateCost:
             )
             macs = macs * factor
         return macs.sum(-1)
+
+    def without(self, site: int) -> int:
+        """Return the MACs with all gates of one site closed, and all others open."""
+        gates = torch.ones(self.gates, dtype=torch.int64)
+        gates[sum(self._sizes[:site]) : sum(self._sizes[: site + 1])] = 0
+        return int(self(gates))
 
     def kept(self, gates: Tensor) -> Tensor:
         """Return the MACs as a fraction (...) of those with all gates open."""

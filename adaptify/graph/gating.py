@@ -13,7 +13,6 @@ Notation: N samples, G gates of a decider, n channels on the axis of a layer.
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -139,7 +138,7 @@ class _Insertion:
 
     def _scale_branch(self, decider: Decider, branch: fx.Node, padded: fx.Node, place: int) -> None:
         with self.graph.inserting_after(padded):
-            mask = self.graph.call_function(operator.getitem, (padded, (..., slice(place, place + 1))))
+            mask = self.graph.call_function(torch.narrow, (padded, -1, place, 1))
         if decider.source is None and self._is_plain_norm(branch):
             self._replace(branch, scale_norm, mask)
         else:
@@ -172,7 +171,7 @@ class _Insertion:
         if node.op != "call_module" or len(node.users) != 1:
             return False
         module = self.root.get_submodule(str(node.target))
-        return type(module) in _NORMS and module.affine
+        return type(module) in _NORMS and bool(module.affine)
 
     def _replace(self, node: fx.Node, function: Callable[..., Tensor], mask: fx.Node) -> None:
         """Let `function(module, input, mask)` do what the module of `node` did."""

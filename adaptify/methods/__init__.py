@@ -1,6 +1,16 @@
 """The methods, one file a paper. Importing this package registers them all."""
 
-from adaptify.methods import dgate
-from adaptify.methods.base import Fit, FitContext, Method, find_method, method_names
+from adaptify.methods import dgate, gumbel
+from adaptify.methods.base import ExitFit, Fit, FitContext, GateFit, Method, find_method, method_names
 
-__all__ = ["Fit", "FitContext", "Method", "dgate", "find_method", "method_names"]
+__all__ = [
+    "ExitFit",
+    "Fit",
+    "FitContext",
+    "GateFit",
+    "Method",
+    "dgate",
+    "find_method",
+    "gumbel",
+    "method_names",
+]

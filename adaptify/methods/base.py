@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -15,10 +15,10 @@ from adaptify.data import Data
 from adaptify.errors import UsageError, did_you_mean
 from adaptify.graph.cost import CostModel
 from adaptify.graph.trace import Traced
-from adaptify.plan import PlaceExit
+from adaptify.plan import Step
 from adaptify.progress import SILENT, Progress
-from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.settings import Section
+from adaptify.training.history import History
 from adaptify.training.records import ExitRecords
 
 __all__ = ["Fit", "FitContext", "Method", "Section", "find_method", "method_names", "register"]
@@ -30,9 +30,10 @@ class FitContext:
 
     Attributes:
         device: Where to compute.
-        batch_size: Images in a batch of the backbone.
+        batch_size: Images in a batch that is not trained on.
         seed: Seed of everything random.
         scratch: An existing folder for large temporary files; the caller removes it.
+        folder: The run folder, for metrics and checkpoints of the training.
         progress: Told how far the work is.
     """
 
@@ -40,24 +41,49 @@ class FitContext:
     batch_size: int
     seed: int
     scratch: Path
+    folder: Path
     progress: Progress = SILENT
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fit:
     """What training gives, beside the trained gates.
 
     Attributes:
-        holdout: What each exit says about the samples that the policy is chosen on.
-        test: The same for the samples that results are reported on.
         timing: Seconds of each part of the work.
         notes: What the user should know.
     """
 
-    holdout: ExitRecords
-    test: ExitRecords
     timing: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitFit(Fit):
+    """What training exits gives.
+
+    Attributes:
+        score: Which score of the exits decides (a key of `runtime.policy.SCORES`).
+        holdout: What each exit says about the samples that the policy is chosen on.
+        test: The same for the samples that results are reported on.
+    """
+
+    score: str
+    holdout: ExitRecords
+    test: ExitRecords
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateFit(Fit):
+    """What training a network with gates gives.
+
+    Attributes:
+        history: The training, epoch by epoch.
+        activity: After each epoch: the mean probability of being open at each site, on held-out samples.
+    """
+
+    history: History
+    activity: tuple[tuple[float, ...], ...]
 
 
 class Method(ABC):
@@ -79,13 +105,8 @@ class Method(ABC):
     def __init__(self, gates: Section, train: Section) -> None:
         """Take the options of both sections."""
 
-    @property
     @abstractmethod
-    def score(self) -> str:
-        """Which score of its exits decides (a key of `runtime.policy.SCORES`)."""
-
-    @abstractmethod
-    def place(self, traced: Traced, cost: CostModel, classes: int) -> tuple[PlaceExit, ...]:
+    def place(self, traced: Traced, cost: CostModel, classes: int) -> tuple[Step, ...]:
         """Choose where the gates go in a network with `classes` outputs.
 
         Raises:
@@ -94,8 +115,8 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def fit(self, model: AdaptiveModel, data: Data, context: FitContext) -> Fit:
-        """Train the gates of `model` in place."""
+    def fit(self, model: Any, data: Data, context: FitContext) -> Fit:
+        """Train the network that `assembly.assemble` makes of the steps of `place`, in place."""
 
 
 _METHODS: dict[str, type[Method]] = {}

@@ -20,7 +20,7 @@ from adaptify.graph.cost import CostModel
 from adaptify.graph.placement import default_exits
 from adaptify.graph.sites import find_exits, select_sites
 from adaptify.graph.trace import Traced
-from adaptify.methods.base import Fit, FitContext, Method, Section, register
+from adaptify.methods.base import ExitFit, FitContext, Method, Section, register
 from adaptify.plan import PlaceExit
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.optimize import optimize
@@ -103,7 +103,7 @@ class DGate(Method):
             for site in chosen
         )
 
-    def fit(self, model: AdaptiveModel, data: Data, context: FitContext) -> Fit:
+    def fit(self, model: AdaptiveModel, data: Data, context: FitContext) -> ExitFit:
         """Cache pooled features of all images in one pass, and train every gate from the cache."""
         started = time.perf_counter()
         backbone = optimize(model, context.device)
@@ -131,7 +131,8 @@ class DGate(Method):
                 with torch.no_grad():
                     item.head.linear.weight.copy_(weight)
                     item.head.linear.bias.copy_(bias)
-            return Fit(
+            return ExitFit(
+                score=self.score,
                 holdout=self._records(model, holdout),
                 test=self._records(model, test),
                 timing={

@@ -13,7 +13,7 @@ from adaptify.errors import AdaptifyError, UsageError
 from adaptify.models.registry import Architecture
 from adaptify.pipeline import folder
 from adaptify.pipeline.calibration import calibrate_model
-from adaptify.pipeline.prepare import make_method, open_recipe_data
+from adaptify.pipeline.prepare import open_recipe_data
 from adaptify.pipeline.reporting import build_report
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import Recipe, resolve, write_recipe
@@ -56,7 +56,7 @@ def calibrate(
     """
     model = artifact.load(run / folder.MODEL, trust_code=trust_code)
     before = read_report(run / folder.REPORT)
-    if not model.exits or before.data is None:
+    if not isinstance(model, AdaptiveModel) or not model.exits or before.data is None:
         raise UsageError(
             f"{run} has no exits to calibrate", "Retrofit the network with a method that has exits."
         )
@@ -66,7 +66,7 @@ def calibrate(
         file=run / folder.RECIPE,
         options={f"calibrate.{key}": request.get(key) for key in _REQUESTS},
     )
-    doubts = calibrate_model(model, records["holdout"], request, score=make_method(recipe).score)
+    doubts = calibrate_model(model, records["holdout"], request, score=model.policy.score)
     for note in doubts:
         progress.note(note)
     # The time of the last real run was another operating point's.

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from adaptify import artifact
-from adaptify.data import check_labels, open_data
+from adaptify.assembly import Adapted
+from adaptify.data import Data, check_labels, open_data
 from adaptify.errors import UsageError
 from adaptify.input_spec import InputSpec
 from adaptify.models.registry import Architecture
@@ -16,8 +19,10 @@ from adaptify.progress import SILENT, Progress
 from adaptify.recipe import DataSection, ModelSection, resolve
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.device import pick_device
+from adaptify.runtime.gated import GatedModel
 from adaptify.runtime.optimize import optimize
 from adaptify.training.evaluate import evaluate
+from adaptify.training.gate_records import observe_gates
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,8 @@ def evaluate_target(
         progress=progress,
     )
     check_labels(opened, network.num_classes)
+    if isinstance(network, GatedModel):
+        return _evaluate_gates(network, target, opened, batch_size, where, progress)
     found = evaluate(
         optimize(network, where), opened.test, batch_size=batch_size, device=where, progress=progress
     )
@@ -129,9 +136,26 @@ def evaluate_target(
     )
 
 
+def _evaluate_gates(
+    network: GatedModel,
+    target: Path,
+    data: Data,
+    batch_size: int,
+    device: torch.device,
+    progress: Progress,
+) -> Result:
+    seen = observe_gates(
+        network.to(device), data.test, batch_size=batch_size, device=device, progress=progress
+    )
+    base = network.cost.total
+    macs = float(seen.macs.mean())
+    row = ExitResult("output", len(seen.labels), 1.0, round(macs), seen.accuracy)
+    return Result(str(target), data.name, len(seen.labels), seen.accuracy, macs, base, seen.seconds, (row,))
+
+
 def _open(
     target: Path, model: ModelSection | None, data: DataSection, trust_code: bool
-) -> tuple[AdaptiveModel, InputSpec]:
+) -> tuple[Adapted, InputSpec]:
     if target.is_dir() or artifact.is_artifact(target):
         made_for = Architecture.from_json(artifact.read_plan(target).architecture).input
         spec = input_spec(made_for, data)

@@ -17,7 +17,7 @@ from adaptify.graph.trace import Traced, trace
 from adaptify.input_spec import InputSpec
 from adaptify.methods import Method, find_method
 from adaptify.models.registry import Architecture
-from adaptify.plan import PlaceExit, Plan, RemoveChannels, Source
+from adaptify.plan import PlaceExit, PlaceGates, Plan, Source, Step
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import DataSection, ModelSection, Recipe
 from adaptify.runtime.adaptive import AdaptiveModel
@@ -44,7 +44,7 @@ class Network:
     source: Source
     notes: tuple[str, ...]
     placed: Mapping[str, float | None] = field(default_factory=dict)
-    steps: tuple[RemoveChannels, ...] = ()
+    steps: tuple[Step, ...] = ()
 
 
 def open_network(model: ModelSection, data: DataSection | None = None) -> Network:
@@ -101,7 +101,7 @@ def make_method(recipe: Recipe) -> Method:
     return find_method(recipe.method)(recipe.gates, recipe.train)
 
 
-def plan_for(recipe: Recipe, network: Network, steps: tuple[PlaceExit, ...]) -> Plan:
+def plan_for(recipe: Recipe, network: Network, steps: tuple[Step, ...]) -> Plan:
     """The plan of a retrofitted network, before anything is calibrated."""
     options = recipe.model_dump(mode="json", include={"gates", "train"})
     return Plan(
@@ -130,12 +130,12 @@ def _open_artifact(model: ModelSection, data: DataSection | None) -> Network:
     source = Source(checkpoint=model.checkpoint, sha256=sha256(artifact.artifact_path(model.checkpoint)))
     # The graph as the plan's steps made it: tracing it anew would give its nodes other names.
     network = _network(made.backbone(), architecture, source, ())
-    limits = (limit if math.isfinite(limit) else None for limit in made.policy.thresholds)
-    return replace(
-        network,
-        placed=dict(zip((item.site.name for item in made.exits), limits, strict=True)),
-        steps=tuple(step for step in plan.steps if isinstance(step, RemoveChannels)),
-    )
+    placed: dict[str, float | None] = {}
+    if isinstance(made, AdaptiveModel):
+        limits = (limit if math.isfinite(limit) else None for limit in made.policy.thresholds)
+        placed = dict(zip((item.site.name for item in made.exits), limits, strict=True))
+    steps = tuple(step for step in plan.steps if not isinstance(step, (PlaceExit, PlaceGates)))
+    return replace(network, placed=placed, steps=steps)
 
 
 def _with_input(architecture: Architecture, data: DataSection | None) -> Architecture:

@@ -21,6 +21,7 @@ from adaptify.errors import UsageError
 from adaptify.files import write_text
 from adaptify.graph.selection import TOLERANCE as TARGET_TOLERANCE
 from adaptify.pipeline import folder
+from adaptify.pipeline.job import peak_memory
 from adaptify.pipeline.prepare import Network, classes_of, open_network
 from adaptify.pipeline.pruning import (
     FROM_IMAGES,
@@ -33,7 +34,6 @@ from adaptify.pipeline.pruning import (
     verify,
 )
 from adaptify.pipeline.reporting import layer_rows, provenance
-from adaptify.pipeline.retrofit import peak_memory
 from adaptify.plan import Plan
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import DataSection, ModelSection, RunSection
@@ -220,6 +220,7 @@ def prune(
         artifact.save(model, run.work / folder.MODEL)
         # What is verified and measured is the file that was written.
         written = artifact.load(run.work / folder.MODEL, trust_code=True)
+        assert isinstance(written, AdaptiveModel)
         difference = verify(pruned, written)
         sizes = _measure(request, (AdaptiveModel(network.traced).eval(), written), data, device, progress)
         notes = [

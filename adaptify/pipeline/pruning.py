@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptify import artifact
+from adaptify.assembly import remove
 from adaptify.errors import TargetError, UsageError, did_you_mean
 from adaptify.graph.channel_cost import ChannelCost
 from adaptify.graph.channels import Channels, find_channels
@@ -123,7 +123,7 @@ def remove_least(
     scores = judge(channels, importance, batches, device)
     selection = select_channels(cost, scores, target, round_to=round_to)
     step = RemoveChannels.model_validate({"keep": keep_to_json(channels, selection.keep)})
-    traced = artifact.remove(network.traced, step)
+    traced = remove(network.traced, step)
     return Pruned(channels, selection, step, traced, CostModel(traced))
 
 

@@ -14,13 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor, fx, nn
 
+from adaptify.assembly import Adapted
 from adaptify.data import Split
 from adaptify.environment import describe_environment
 from adaptify.errors import UsageError
 from adaptify.plan import Plan
 from adaptify.report.schema import Report
 from adaptify.runtime.adaptive import AdaptiveModel
+from adaptify.runtime.view import NetworkView
 from adaptify.training.evaluate import Evaluation
+from adaptify.training.history import History
 from adaptify.training.records import ExitRecords
 from adaptify.version import VERSION
 
@@ -82,14 +85,14 @@ def build_report(
     return Report.model_validate(value)
 
 
-def provenance(model: AdaptiveModel) -> dict[str, Any]:
+def provenance(model: NetworkView) -> dict[str, Any]:
     """The parts of a report that say what was made of which file, when, where and how.
 
     Raises:
         UsageError: The network has no plan.
     """
     plan = _plan_of(model)
-    gates = sum(parameter.numel() for item in model.exits for parameter in item.head.parameters())
+    gates = sum(parameter.numel() for parameter in model.gate_parameters)
     return {
         "adaptify": VERSION,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -108,7 +111,7 @@ def provenance(model: AdaptiveModel) -> dict[str, Any]:
     }
 
 
-def _plan_of(model: AdaptiveModel) -> Plan:
+def _plan_of(model: NetworkView) -> Plan:
     if model.plan is None:
         raise UsageError("a network without a plan cannot be reported on", "Load it from its artifact.")
     return model.plan
@@ -137,9 +140,31 @@ def _exits(
     return rows
 
 
-def layer_rows(model: AdaptiveModel, exit_index: Tensor) -> list[dict[str, Any]]:
+def training_part(options: Mapping[str, Any], history: History) -> dict[str, Any]:
+    """The `training` part of a report."""
+    chosen = history.chosen
+    return {
+        "options": dict(options),
+        "chosen": -1 if chosen is None else chosen,
+        "epochs": [
+            {
+                "epoch": row.epoch,
+                "lr": row.lr,
+                "loss": row.loss,
+                "terms": dict(row.terms),
+                "train_accuracy": row.train_accuracy,
+                "holdout_accuracy": row.validation.accuracy,
+                "kept": row.validation.kept,
+                "images_per_second": row.images_per_second,
+            }
+            for row in history.rows
+        ],
+    }
+
+
+def layer_rows(model: Adapted, exit_index: Tensor) -> list[dict[str, Any]]:
     """Every node with MACs or parameters, and the mean share of samples that run it."""
-    ends = {item.site.node for item in model.exits}
+    ends = {item.site.node for item in model.exits} if isinstance(model, AdaptiveModel) else set()
     passed = 0
     rows = []
     for node in model.traced.graph.nodes:

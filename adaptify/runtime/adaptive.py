@@ -130,6 +130,10 @@ class AdaptiveModel(NetworkView):
         (final,) = self._segments[-1](self.traced.root, *state)
         return final, found
 
+    def policy_json(self) -> dict[str, Any] | None:
+        """The policy as JSON, or None without exits."""
+        return self.policy.to_json() if self.exits else None
+
     @cached_property
     def cost(self) -> CostModel:
         """MACs of the backbone, node by node."""

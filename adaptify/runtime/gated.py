@@ -76,11 +76,6 @@ class GatedModel(NetworkView):
         """Whether gates look at the sample."""
         return any(decider.source is not None for decider in self.deciders)
 
-    @property
-    def gate_names(self) -> str:
-        """Prefix of the gates' own names in the state dict."""
-        return f"{self._gates_name}."
-
     def forward(self, images: Tensor) -> Any:
         """Logits (N, M) in evaluation; `Decisions` in training."""
         return self.decide(images, self.sample) if self.training else self.run(images).logits
@@ -102,6 +97,10 @@ class GatedModel(NetworkView):
             return Decisions(logits, torch.cat(odds, -1), torch.cat(gates, -1))
         count = images.shape[0]
         return Decisions(logits, _by_sample(odds, count), _by_sample(gates, count))
+
+    def policy_json(self) -> dict[str, Any]:
+        """The policy as JSON."""
+        return self.policy.to_json()
 
     @cached_property
     def cost(self) -> CostModel:

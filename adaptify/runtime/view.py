@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -53,6 +54,16 @@ class NetworkView(nn.Module):
             super().__setattr__(name, value)
         else:
             object.__setattr__(self, name, value)
+
+    @abstractmethod
+    def policy_json(self) -> dict[str, Any] | None:
+        """The policy as JSON, or None where there is nothing to decide."""
+
+    @property
+    def gate_parameters(self) -> tuple[nn.Parameter, ...]:
+        """The parameters of the gates."""
+        prefix = f"{self._gates_name}."
+        return tuple(parameter for name, parameter in self.named_parameters() if name.startswith(prefix))
 
     def backbone(self) -> Traced:
         """The network without its gates, sharing this module's tensors."""

@@ -97,8 +97,8 @@ class GateObjective:
     Attributes:
         cost: MACs as a function of the gates.
         target: The target: a fraction of the MACs of the network for `macs`, else of the gates.
-        measure: `macs` (FLOPs loss), `activation` (batch activation loss), or `per_gate`: every gate on its own,
-            as in AIG (Veit and Belongie, 2018).
+        measure: `macs` (FLOPs loss), `activation` (batch activation loss), or `per_gate`: every gate on
+            its own, as in AIG (Veit and Belongie, 2018).
         weight: Of the distance, against the cross-entropy.
         const_quad: Whether using less than the target is free.
         label_smoothing: Share of the labels that is spread over all classes.

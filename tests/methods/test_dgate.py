@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from adaptify import artifact
+from adaptify.assembly import place_exits
 from adaptify.data import Data, open_data
 from adaptify.errors import UsageError
 from adaptify.graph.cost import CostModel
@@ -50,7 +50,7 @@ def fitted(network: nn.Module, data: Data, tmp_path: Path, **gates: object):
     method = DGate(Gates(**gates), Train())
     traced = trace(network, DIGITS.input.shape)
     steps = method.place(traced, CostModel(traced), 10)
-    model = AdaptiveModel(traced, artifact.place_exits(traced, steps)).eval()
+    model = AdaptiveModel(traced, place_exits(traced, steps)).eval()
     fit = method.fit(model, data, FitContext(torch.device("cpu"), 256, 0, tmp_path))
     return method, model, fit
 
@@ -113,7 +113,7 @@ def test_augmented_passes_and_pooling_are_options(network: nn.Module, data: Data
     traced = trace(network, DIGITS.input.shape)
     steps = method.place(traced, CostModel(traced), 10)
     assert [(step.site, step.pool) for step in steps] == [("layer1", 2)]
-    model = AdaptiveModel(traced, artifact.place_exits(traced, steps)).eval()
+    model = AdaptiveModel(traced, place_exits(traced, steps)).eval()
     fit = method.fit(model, data, FitContext(torch.device("cpu"), 256, 0, tmp_path))
     assert model.exits[0].head.linear.in_features == 16 * 4
     assert fit.test.scores.shape == (1, len(data.test))

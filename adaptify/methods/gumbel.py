@@ -1,0 +1,232 @@
+"""Stochastic gates trained towards a compute target (Herrmann, Bowen and Zabih, ECCV 2020).
+
+Gates close groups of channels, or whole residual branches. Those that look at nothing end up open or closed and
+say what the network can do without (pruning); those that look at the sample compute what it needs
+(conditional computation).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from adaptify.data import Data
+from adaptify.errors import ModelError, UsageError
+from adaptify.graph.channels import find_channels
+from adaptify.graph.copying import share_copy
+from adaptify.graph.cost import CostModel
+from adaptify.graph.decouple import decouple, find_adapters
+from adaptify.graph.gate_sites import POSITIONS, GateSite, find_channel_sites, find_layer_sites
+from adaptify.graph.program import compile_graph
+from adaptify.graph.sites import BlockSite, find_blocks
+from adaptify.graph.trace import Traced
+from adaptify.methods.base import FitContext, GateFit, Method, Section, register
+from adaptify.plan import DecoupleBlocks, GatePlace, PlaceGates, Step
+from adaptify.runtime.gated import GatedModel
+from adaptify.training.gate_loss import GateObjective, Measure, Target, TargetSchedule
+from adaptify.training.gate_records import observe_gates
+from adaptify.training.history import Validation
+from adaptify.training.loop import train
+from adaptify.training.objective import Distillation
+from adaptify.training.optimizer import GateParameters
+from adaptify.training.options import LoopOptions
+
+# Retrofitted networks start with nearly all gates open, so at the accuracy of their checkpoint.
+_OPEN = {"channel": 0.98, "layer": 0.87}
+
+
+# 100 epochs of CIFAR-10 in batches of 128 and 200 gates give a rate near the 0.1 of the paper.
+_GATE_RATE = 20.0
+
+
+class Gates(Section):
+    """Which gates, and where.
+
+    Attributes:
+        kind: `independent` gates look at nothing, `dependent` ones at what enters their residual block.
+        granularity: `channel` gates close groups of filters, `layer` gates residual branches.
+        filters: Channels that one gate closes together; None: an eighth of a layer's, from 8 to 128.
+        positions: What of a residual block has channel gates: what it reads (`input`), its inner `channels`,
+            what it adds (`output`), and what a projection adds (`shortcut`). Networks without residual
+            blocks have `channels` only.
+        hidden: Width of the network of each dependent gate.
+        open_probability: Of every gate at first; None: .98 for channels, .87 for layers.
+    """
+
+    kind: Literal["independent", "dependent"] = "independent"
+    granularity: Literal["channel", "layer"] = "channel"
+    filters: int | None = Field(default=None, ge=1)
+    positions: tuple[Literal["input", "channels", "output", "shortcut"], ...] = Field(
+        default=("input", "channels", "output", "shortcut"), min_length=1
+    )
+    hidden: int = Field(default=16, ge=1, le=4096)
+    open_probability: float | None = Field(default=None, gt=0, lt=1)
+
+
+class Train(LoopOptions):
+    """How network and gates are trained together.
+
+    Attributes:
+        gate_lr: Learning rate of gates; None: one that lets them get from open to closed in the run, however
+            many gates and steps there are.
+        target: What may stay in use: a fraction of the MACs, or of the gates if `measure` is not `macs`.
+        measure: What is held against the target: `macs` (FLOPs loss), `activation` (batch activation loss,
+            eq. 1) or `per_gate` (each gate on its own, as in AIG).
+        weight: Of the distance from the target, against the cross-entropy.
+        const_quad: Whether using less than the target is free (eq. 3).
+        target_schedule: How the target changes during training (S1).
+    """
+
+    target: float = Field(default=0.5, gt=0, le=1)
+    measure: Measure = "macs"
+    weight: float = Field(default=2.0, gt=0)
+    const_quad: bool = False
+    target_schedule: TargetSchedule = TargetSchedule()
+
+
+@register
+class Gumbel(Method):
+    """On-off gates, sampled in training, that close channels or residual branches."""
+
+    name = "gumbel"
+    summary = "stochastic gates that close channels or layers, for all samples or for each"
+    Gates = Gates
+    Train = Train
+
+    def __init__(self, gates: Section, train: Section) -> None:
+        """Take the options of the recipe's `gates` and `train` sections."""
+        self.gates = Gates.model_validate(gates.model_dump())
+        self.train = Train.model_validate(train.model_dump())
+
+    def place(self, traced: Traced, cost: CostModel, classes: int) -> tuple[Step, ...]:
+        """Put gates at every position that was asked for; residual blocks get channels of their own first."""
+        blocks = find_blocks(traced, cost)
+        dependent, by_layer = self.gates.kind == "dependent", self.gates.granularity == "layer"
+        if not blocks and (dependent or by_layer):
+            raise ModelError(
+                f"{type(traced.root).__name__} has no residual block that "
+                f"{'a dependent gate could look at' if dependent else 'could be left out'}",
+                "Use gates.kind=independent gates.granularity=channel.",
+            )
+        steps: list[Step] = []
+        if by_layer:
+            sites = find_layer_sites(blocks)
+        else:
+            if blocks and set(self.gates.positions) - {"channels"}:
+                decoupled = decouple(traced, blocks)
+                with_adapters = {item.block for item in find_adapters(decoupled)}
+                names = tuple(block.name for block in blocks if block.name in with_adapters)
+                if names:
+                    steps.append(DecoupleBlocks(blocks=names))
+                    traced = decoupled
+            blocks = find_blocks(traced, CostModel(traced))
+            sites = self._channel_sites(traced, blocks)
+        steps.append(
+            PlaceGates(
+                dependent=dependent,
+                hidden=self.gates.hidden,
+                open_probability=self.gates.open_probability or _OPEN[self.gates.granularity],
+                sites=tuple(_place(site) for site in sites),
+            )
+        )
+        return tuple(steps)
+
+    def _channel_sites(self, traced: Traced, blocks: tuple[BlockSite, ...]) -> tuple[GateSite, ...]:
+        positions = [position for position in POSITIONS if position in self.gates.positions]
+        channels = find_channels(traced)
+        sites = find_channel_sites(channels, blocks, positions=positions, filters=self.gates.filters)
+        if self.gates.kind == "dependent":
+            sites = tuple(site for site in sites if site.block is not None)
+        if not sites:
+            raise ModelError(
+                f"{type(traced.root).__name__} has no channels that gates could close at: {', '.join(positions)}",
+                "`adaptify prune CKPT --target 0.5 --dry-run` says which channels cannot go, and why.",
+            )
+        return sites
+
+    def fit(self, model: GatedModel, data: Data, context: FitContext) -> GateFit:
+        """Train the network and its gates together, towards the target."""
+        started = time.perf_counter()
+        cost = model.gate_cost
+        least = cost.least / cost.total
+        if self.train.measure == "macs" and self.train.target <= least:
+            raise UsageError(
+                f"a target of {self.train.target:.3g} of the MACs is out of reach: with all gates closed "
+                f"{least:.3g} are left",
+                "Ask for more, or put gates at more positions.",
+            )
+        distillation = None
+        if self.train.distill is not None:
+            distillation = Distillation(_teacher(model, context.device), **self.train.distill.model_dump())
+        objective = GateObjective(
+            cost,
+            Target(self.train.target, self.train.target_schedule),
+            measure=self.train.measure,
+            weight=self.train.weight,
+            const_quad=self.train.const_quad,
+            label_smoothing=self.train.label_smoothing,
+            distillation=distillation,
+        )
+        activity: list[tuple[float, ...]] = []
+
+        def validate(network: torch.nn.Module) -> Validation:
+            seen = observe_gates(model, data.holdout, batch_size=context.batch_size, device=context.device)
+            activity.append(seen.site_probabilities)
+            # Before the target is reached, accuracy is that of a larger network.
+            reached = self.train.measure != "macs" or seen.kept <= self.train.target * 1.01
+            return Validation(seen.accuracy, seen.kept, eligible=reached)
+
+        history = train(
+            model,
+            data,
+            self._with_gate_lr(cost.gates, len(data.train)),
+            objective=objective,
+            device=context.device,
+            seed=context.seed,
+            folder=context.folder,
+            gates=GateParameters(model.gate_parameters, cost.gates),
+            validate=validate,
+            progress=context.progress,
+        )
+        return GateFit(
+            history=history,
+            activity=tuple(activity),
+            timing={"training_s": time.perf_counter() - started},
+        )
+
+
+    def _with_gate_lr(self, gates: int, images: int) -> Train:
+        """The settings with a learning rate for the gates.
+
+        A gate's part of the distance from the target shrinks as 1 / G, and it has as many steps as there are to
+        come from open to closed: the rate that brings it there grows as G and falls as the steps.
+        """
+        settings = self.train
+        steps = settings.epochs * images // (settings.batch_size * settings.accumulate)
+        if settings.gate_lr is not None or not steps:
+            return settings
+        return settings.model_copy(update={"gate_lr": _GATE_RATE * gates / steps})
+
+
+def _place(site: GateSite) -> GatePlace:
+    return GatePlace(
+        name=site.name,
+        position=site.position,
+        size=site.size,
+        filters=site.filters,
+        always_open=site.always_open,
+        block=site.block.name if site.block is not None else None,
+    )
+
+
+def _teacher(model: GatedModel, device: torch.device) -> Callable[[Tensor], Any]:
+    """The network as it was before training, without gates."""
+    backbone = model.backbone()
+    root = share_copy(backbone.root, Tensor.clone).to(device).eval().requires_grad_(False)
+    run = compile_graph(backbone.graph)
+    return lambda images: run(root, images)

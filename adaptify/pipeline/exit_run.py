@@ -1,0 +1,93 @@
+"""The last stages of a run with exits: thresholds, the file, what it does on the test samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from adaptify import artifact
+from adaptify.errors import TargetError, UsageError
+from adaptify.methods import ExitFit
+from adaptify.pipeline import folder
+from adaptify.pipeline.calibration import calibrate_model
+from adaptify.pipeline.job import Job, peak_memory
+from adaptify.pipeline.reporting import build_report
+from adaptify.recipe import CalibrateSection
+from adaptify.report.schema import Report
+from adaptify.runtime.adaptive import AdaptiveModel
+from adaptify.runtime.optimize import optimize
+from adaptify.training.evaluate import evaluate
+from adaptify.training.records import save_records
+
+
+def conclude_exits(fitted: ExitFit, model: AdaptiveModel, job: Job) -> Report:
+    """Choose the thresholds, write the artifact and the records, and report on what was written.
+
+    Raises:
+        TargetError: The request cannot be met, or skipping changes what samples do.
+    """
+    request = job.recipe.calibrate.request()
+    doubts = calibrate_model(model, fitted.holdout, request, score=fitted.score)
+    for note in (*fitted.notes, *doubts):
+        job.progress.note(note)
+    artifact.save(model, job.run.work / folder.MODEL)
+    # What is reported was measured on the file that was written, really skipping.
+    written = artifact.load(job.run.work / folder.MODEL, trust_code=True)
+    assert isinstance(written, AdaptiveModel)
+    evaluation = evaluate(
+        optimize(written, job.device),
+        job.data.test,
+        batch_size=job.recipe.run.batch_size,
+        device=job.device,
+        progress=job.progress,
+    )
+    _check_skipping(evaluation.exit_index != fitted.test.exit_index(model.policy), job.run.final)
+    save_records({"holdout": fitted.holdout, "test": fitted.test}, job.run.work / folder.RECORDS)
+    timing = {
+        **fitted.timing,
+        "evaluation_s": evaluation.seconds,
+        "retrofit_s": job.seconds(),
+        "peak_memory_bytes": peak_memory(),
+    }
+    return build_report(
+        written,
+        job.data.describe(),
+        job.data.test,
+        evaluation,
+        fitted.test,
+        timing=timing,
+        notes=[*job.data.notes, *job.network.notes, *fitted.notes, *doubts],
+    )
+
+
+def check_target(target: CalibrateSection, model: AdaptiveModel) -> None:
+    """Refuse before the work what no training can reach.
+
+    Raises:
+        UsageError: There are more or fewer thresholds than exits.
+        TargetError: The first exit costs more than what may be kept.
+    """
+    if target.thresholds is not None and len(target.thresholds) != len(model.exits):
+        names = ", ".join(item.site.name for item in model.exits)
+        raise UsageError(
+            f"{len(target.thresholds)} thresholds for {len(model.exits)} exits",
+            f"Give one per exit, in order: {names}.",
+        )
+    cheapest = model.exit_macs()[0] / model.cost.total
+    if target.max_macs is not None and target.max_macs < cheapest:
+        raise TargetError(
+            f"{target.max_macs:.1%} of the MACs cannot be reached: "
+            f"the first exit, {model.exits[0].site.name}, is at {cheapest:.1%}",
+            "Ask for more MACs, or put an exit earlier in the network with --sites.",
+        )
+
+
+def _check_skipping(differing: Tensor, run: Path) -> None:
+    """Contract: sparse = dense. Scores differ by rounding between batch sizes, so a few may tip over."""
+    count = int(differing.sum())
+    if count > max(2, len(differing) // 500):
+        raise TargetError(
+            f"{count} of {len(differing)} samples leave elsewhere when work is really skipped",
+            f"This is a bug in adaptify; {run} was not written. Please report it with `adaptify env`.",
+        )

@@ -1,0 +1,166 @@
+"""The last stages of a run with gates: the file, and what each way to decide does on the test samples."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from adaptify import artifact
+from adaptify.data import Split
+from adaptify.methods import GateFit
+from adaptify.pipeline import folder
+from adaptify.pipeline.job import Job, peak_memory
+from adaptify.pipeline.reporting import layer_rows, provenance, training_part
+from adaptify.report.schema import Report
+from adaptify.runtime.adaptive import AdaptiveModel
+from adaptify.runtime.gate_policy import GatePolicy
+from adaptify.runtime.gated import GatedModel
+from adaptify.runtime.optimize import optimize
+from adaptify.training.evaluate import evaluate
+from adaptify.training.gate_records import GateRecords, observe_gates
+
+RUNS = 5
+"""Draws of stochastic gates that are averaged."""
+
+SWEEP = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Thresholds that are tried."""
+
+
+def conclude_gates(fitted: GateFit, model: GatedModel, job: Job) -> Report:
+    """Write the artifact, and report on what was written."""
+    for note in fitted.notes:
+        job.progress.note(note)
+    artifact.save(model.cpu(), job.run.work / folder.MODEL)
+    written = artifact.load(job.run.work / folder.MODEL, trust_code=True)
+    assert isinstance(written, GatedModel)
+    network = AdaptiveModel(job.network.traced).eval()
+    size = job.recipe.run.batch_size
+    before = evaluate(
+        optimize(network, job.device),
+        job.data.test,
+        batch_size=size,
+        device=job.device,
+        progress=job.progress,
+    )
+    written.to(job.device)
+    found = observe_gates(written, job.data.test, batch_size=size, device=job.device, progress=job.progress)
+    macs = found.macs
+    base = job.network.cost.total
+    return Report.model_validate(
+        {
+            **provenance(written),
+            "data": job.data.describe(),
+            "before": {"accuracy": before.accuracy, "macs": base},
+            "after": {
+                "accuracy": found.accuracy,
+                "macs": float(macs.mean()),
+                "kept": float(macs.mean()) / base,
+            },
+            "macs_per_sample": {
+                "mean": float(macs.mean()),
+                "median": float(macs.median()),
+                "p95": float(macs.quantile(0.95, interpolation="higher")),
+            },
+            "training": training_part(job.recipe.train.model_dump(mode="json"), fitted.history),
+            "gating": {
+                **_gating(written, found, fitted),
+                **_modes(written, found, job.data.test, size, job.device),
+            },
+            "layers": layer_rows(written, torch.zeros(1, dtype=torch.int64)),
+            "timing": {
+                **fitted.timing,
+                "evaluation_s": found.seconds,
+                "retrofit_s": job.seconds(),
+                "peak_memory_bytes": peak_memory(),
+            },
+            "notes": [*job.data.notes, *job.network.notes, *fitted.notes],
+        }
+    )
+
+
+def _gating(model: GatedModel, found: GateRecords, fitted: GateFit) -> dict[str, Any]:
+    sites = model.sites
+    gates = [site.gates for site in sites]
+    return {
+        "data_dependent": model.per_sample,
+        "granularity": "layer" if all(site.position == "layer" for site in sites) else "channel",
+        "tau": model.policy.tau,
+        "histogram": [int(count) for count in found.histogram],
+        "polarised": found.polarised,
+        "sites": [
+            {
+                "name": site.name,
+                "position": site.position,
+                "gates": site.gates,
+                "channels": site.size,
+                "open": _fraction(share),
+            }
+            for site, share in zip(sites, found.site_open, strict=True)
+        ],
+        "activity": [
+            {
+                "epoch": row.epoch,
+                "open": _fraction(sum(p * count for p, count in zip(seen, gates, strict=True)) / sum(gates)),
+                "sites": [_fraction(p) for p in seen],
+            }
+            for row, seen in zip(fitted.history.rows, fitted.activity, strict=True)
+        ],
+        "gate_macs": model.decider_macs,
+    }
+
+
+def _modes(
+    model: GatedModel, chosen: GateRecords, split: Split, batch_size: int, device: torch.device
+) -> dict[str, Any]:
+    """Accuracy and MACs of every way to decide, and of other thresholds."""
+    policy = model.policy
+
+    def seen(other: GatePolicy) -> GateRecords:
+        model.policy = other
+        return observe_gates(model, split, batch_size=batch_size, device=device)
+
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            draws = [seen(GatePolicy("stochastic")) for _ in range(RUNS)]
+        always = seen(GatePolicy("always_on"))
+        sweep = [(tau, chosen if tau == policy.tau else seen(replace(policy, tau=tau))) for tau in SWEEP]
+    finally:
+        model.policy = policy
+    averaged = torch.stack([draw.logits.softmax(1) for draw in draws]).mean(0).argmax(1)
+    kept = [draw.kept for draw in draws]
+    accuracy = [draw.accuracy for draw in draws]
+    return {
+        "modes": [
+            _mode("threshold", [chosen.accuracy], [chosen.kept], tau=policy.tau),
+            _mode("always-on", [always.accuracy], [always.kept]),
+            _mode("stochastic", accuracy, kept, runs=RUNS),
+            # The network runs once for every draw.
+            _mode("ensemble", [float((averaged == chosen.labels).double().mean())], [sum(kept)], runs=RUNS),
+        ],
+        "sweep": [_mode("threshold", [item.accuracy], [item.kept], tau=tau) for tau, item in sweep],
+    }
+
+
+def _mode(
+    name: str, accuracy: Sequence[float], kept: Sequence[float], *, tau: float | None = None, runs: int = 1
+) -> dict[str, Any]:
+    several = len(accuracy) > 1
+    return {
+        "name": name,
+        "tau": tau,
+        "runs": runs,
+        "accuracy": statistics.mean(accuracy),
+        "accuracy_std": statistics.stdev(accuracy) if several else None,
+        "kept": statistics.mean(kept),
+        "kept_std": statistics.stdev(kept) if several else None,
+    }
+
+
+def _fraction(value: float) -> float:
+    """A mean of probabilities, without what rounding put beside [0, 1]."""
+    return min(max(value, 0.0), 1.0)
