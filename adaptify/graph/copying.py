@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +25,8 @@ def share_copy(model: nn.Module, convert: Callable[[Tensor], Tensor] = lambda te
         if isinstance(tensor, nn.Parameter) and not isinstance(converted, nn.Parameter):
             converted = nn.Parameter(converted, requires_grad=tensor.requires_grad)
         memo[id(tensor)] = converted
+    # Most of what modules hold are empty tables of hooks, which deepcopy takes apart one by one.
+    memo.update((id(table), OrderedDict()) for table in _empty_tables(model))
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
@@ -44,3 +47,10 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
     # Tensors kept as plain attributes (position tables, constants) travel as well.
     for module in model.modules():
         yield from (value for value in vars(module).values() if isinstance(value, Tensor))
+
+
+def _empty_tables(model: nn.Module) -> Iterator[OrderedDict[Any, Any]]:
+    for module in model.modules():
+        for value in vars(module).values():
+            if type(value) is OrderedDict and not value:
+                yield value

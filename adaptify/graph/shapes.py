@@ -93,7 +93,7 @@ class Recorder(fx.Interpreter):
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a module, or skip one that would only yield its input's shape (slow on meta)."""
         if len(args) == 1 and not kwargs and _keeps_shape(self.fetch_attr(target), args[0]):
-            return torch.empty_like(args[0])
+            return args[0]
         return super().call_module(target, args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
