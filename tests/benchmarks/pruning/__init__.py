@@ -1,0 +1,1 @@
+"""Measurements of pruning, run by hand: `python -m tests.benchmarks.pruning COMMAND`."""
