@@ -19,8 +19,9 @@ from adaptify.assembly import assemble, place_exits, reshape
 from adaptify.errors import ModelError, UsageError
 from adaptify.graph.trace import trace
 from adaptify.models.registry import Architecture, resolve
-from adaptify.plan import FORMAT, KeptChannels, PlaceExit, Plan, RemoveChannels, parse_plan
+from adaptify.plan import FORMAT, DecoupleBlocks, KeptChannels, PlaceExit, Plan, RemoveChannels, parse_plan
 from adaptify.runtime.adaptive import AdaptiveModel
+from adaptify.runtime.optimize import optimize
 from adaptify.runtime.policy import ThresholdPolicy
 
 
@@ -97,6 +98,48 @@ def test_a_model_without_a_plan_cannot_be_saved(model: AdaptiveModel, tmp_path: 
     with pytest.raises(UsageError, match="no plan"):
         adaptify.save(model, tmp_path / "model.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def decoupled_model() -> AdaptiveModel:
+    """A network whose blocks lost channels of their own, with an exit."""
+    torch.manual_seed(0)
+    architecture = resolve("adaptify:digits_resnet")
+    steps = (
+        DecoupleBlocks(blocks=("layer1.0", "layer2.0")),
+        RemoveChannels(
+            keep={
+                "adapters.layer1.0.gather": KeptChannels(size=16, kept=(0, 3, 5)),
+                "layer1.0.conv2": KeptChannels(size=16, kept=(2, 3)),
+                "layer2.0.conv2": KeptChannels(size=32, kept=()),
+            }
+        ),
+        PlaceExit(site="layer1", channels=16, classes=10),
+    )
+    made = assemble(trace(architecture.build().eval(), architecture.input.shape), steps).eval()
+    assert isinstance(made, AdaptiveModel)
+    made.plan = Plan(architecture=architecture.to_json(), steps=steps)
+    return made
+
+
+def test_a_network_with_decoupled_blocks_is_reloaded_as_it_was_saved(tmp_path: Path) -> None:
+    model = decoupled_model()
+    adaptify.save(model, tmp_path / "model.safetensors")
+    again = adaptify.load(tmp_path / "model.safetensors")
+    assert again.backbone().root.layer1[0].conv1.in_channels == 3
+    assert list(again.state_dict()) == list(model.state_dict())
+    with torch.no_grad():
+        ours, theirs = again.run(images(model)), model.run(images(model))
+    assert torch.equal(ours.logits, theirs.logits)
+    fast = optimize(again)
+    with torch.no_grad():
+        assert torch.allclose(fast.run(images(model)).logits, theirs.logits, atol=1e-5)
+
+
+def test_a_plan_with_a_block_that_is_not_there_is_refused() -> None:
+    architecture = resolve("adaptify:digits_resnet")
+    traced = trace(architecture.build().eval(), architecture.input.shape)
+    with pytest.raises(ModelError, match=r"the block layer9\.0, which is not in the network"):
+        reshape(traced, [DecoupleBlocks(blocks=("layer9.0",))])
 
 
 def test_plans_of_newer_versions_are_refused_with_the_version_needed(

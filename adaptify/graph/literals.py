@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,24 @@ def resized(
     if name == "narrow" and not node.kwargs:
         return _narrow(node, *lines)
     return None
+
+
+def out_of_place(call: Call) -> Call:
+    """Return `call` without writing over its first operand, which is a constant now."""
+    target = call.target
+    if isinstance(target, str) and call.op == "call_method":
+        target = target.removesuffix("_")
+    elif target in _OUT_OF_PLACE:
+        target = _OUT_OF_PLACE[target]
+    return Call(call.op, target, call.args, call.kwargs)
+
+
+_OUT_OF_PLACE = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
 
 
 def padded(node: fx.Node, axis: int, before: int, after: int) -> Call:

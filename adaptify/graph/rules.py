@@ -155,6 +155,8 @@ def _meet(propagation: Propagation, node: fx.Node, first: Tensor, second: Tensor
         return second.expand(*shape)
     if not repeated_second:
         propagation.space.merge(first, second)
+        # The same channels; labels of a parameter with positions would hide that these do not vary.
+        first = min(first, second, key=lambda labels: len(varying_axes(labels)))
     return first.expand(*shape)
 
 

@@ -21,7 +21,7 @@ from adaptify.graph.constants import constant_values
 from adaptify.graph.copying import share_copy
 from adaptify.graph.labels import compact
 from adaptify.graph.leftovers import tidy
-from adaptify.graph.literals import Call, padded, resized
+from adaptify.graph.literals import Call, out_of_place, padded, resized
 from adaptify.graph.liveness import find_live
 from adaptify.graph.network import GraphNetwork, attach, drop_unused
 from adaptify.graph.propagation import OPAQUE, mapped
@@ -255,6 +255,8 @@ class _Rebuild:
     # Construction.
 
     def _create(self, node: fx.Node, call: Call) -> None:
+        if call.args and isinstance(call.args[0], fx.Node) and call.args[0] in self.live.constant:
+            call = out_of_place(call)
         args, kwargs = _without(self.live.empty, (call.args, call.kwargs))
         args, kwargs = mapped(args, kwargs, lambda parent: self._operand(node, parent))
         new = self.graph.create_node(call.op, call.target, args, kwargs, node.name, node.type)
