@@ -71,8 +71,7 @@ def find_channel_sites(
         position, block = place.get(group.name, ("channels", None))
         if position is None or position not in positions:
             continue
-        width = group.of_kind("write")[0].positions.shape[1]
-        chunk = max(1, (filters or min(max(group.size * width // 8, 8), 128)) // width)
+        chunk = max(1, (filters or min(max(group.size * group.width // 8, 8), 128)) // group.width)
         always_open = 0 if block else min(chunk, group.size)
         site = GateSite(group.name, position, group.size, chunk, always_open, block)
         if site.gates:

@@ -48,6 +48,18 @@ class ChannelGroup:
         """The members of one kind."""
         return tuple(member for member in self.members if member.kind == kind)
 
+    @property
+    def width(self) -> int:
+        """Channels of the layer that writes the group that one choice stands for."""
+        return int(self.of_kind("write")[0].positions.shape[1])
+
+    def chunk(self, round_to: int) -> int:
+        """Return how many choices make `round_to` channels, or a part of that in groups of less than four."""
+        chunk = max(1, round_to // self.width)
+        while chunk > 1 and self.size < 4 * chunk:
+            chunk //= 2
+        return chunk
+
 
 @dataclass(frozen=True)
 class Grouping:

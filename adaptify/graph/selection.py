@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +10,11 @@ from torch import Tensor
 
 from adaptify.errors import TargetError, UsageError
 from adaptify.graph.channel_cost import ChannelCost
-from adaptify.graph.grouping import ChannelGroup
 
 TOLERANCE = 0.01
 """How far the MACs may be from the target, as a part of the target."""
+
+_SKIPPED = 64  # chunks that are tried to be left out for the sake of others
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,24 @@ class Selection:
 
 
 def select_channels(
-    cost: ChannelCost, scores: Mapping[str, Tensor], target: float, *, round_to: int = 16
+    cost: ChannelCost,
+    scores: Mapping[str, Tensor],
+    target: float,
+    *,
+    round_to: int = 16,
+    emptiable: Collection[str] = (),
 ) -> Selection:
     """Keep the channels with the highest scores, over all groups, within `target` of the MACs.
 
-    Channels are taken in chunks of `round_to`, the best of a group first, and no group is emptied. A group
-    with fewer than four such chunks is cut into smaller ones, by halves: 16 channels into four times four.
+    Channels are taken in chunks of `round_to`, the best of a group first. A group with fewer than four such
+    chunks is cut into smaller ones, by halves: 16 channels into four times four.
 
     Args:
         cost: The cost of the network's channels.
         scores: Group name -> (size,), comparable between groups.
         target: Fraction of the MACs to keep, in (0, 1].
         round_to: Multiple of channels to keep, 1 for any number.
+        emptiable: Groups that may lose all their channels; the others keep a chunk at least.
 
     Raises:
         UsageError: The target or the multiple makes no sense.
@@ -58,9 +65,9 @@ def select_channels(
         raise UsageError(f"cannot round channels to multiples of {round_to}", "Use 1 for any number.")
     goal = int(cost.total * target)
     while True:
-        chunks = _Chunks(cost, scores, round_to)
+        chunks = _Chunks(cost, scores, round_to, frozenset(emptiable))
         counts = chunks.choose(goal)
-        macs = int(cost.of_counts(counts))
+        macs = chunks.macs(counts)
         if abs(macs - goal) <= TOLERANCE * goal:
             return Selection(chunks.masks(counts), macs, macs / cost.total, round_to)
         if round_to == 1:
@@ -90,18 +97,22 @@ class _Chunks:
         size: (chunks,) how many channels it adds.
     """
 
-    def __init__(self, cost: ChannelCost, scores: Mapping[str, Tensor], round_to: int) -> None:
+    def __init__(
+        self, cost: ChannelCost, scores: Mapping[str, Tensor], round_to: int, emptiable: frozenset[str]
+    ) -> None:
         self.cost = cost
+        self.emptiable = emptiable
         groups = cost.channels.removable
         self.order = [torch.argsort(scores[g.name], descending=True, stable=True) for g in groups]
         least, group, size, score = [], [], [], []
         for index, (item, order) in enumerate(zip(groups, self.order, strict=True)):
-            chunk = _chunk_size(item, round_to)
+            chunk = item.chunk(round_to)
             ranked = scores[item.name][order].split(chunk)
-            least.append(len(ranked[0]))
-            group += [index] * (len(ranked) - 1)
-            size += [len(part) for part in ranked[1:]]
-            score += [float(part.mean()) for part in ranked[1:]]
+            first = 0 if item.name in emptiable else 1
+            least.append(sum(len(part) for part in ranked[:first]))
+            group += [index] * (len(ranked) - first)
+            size += [len(part) for part in ranked[first:]]
+            score += [float(part.mean()) for part in ranked[first:]]
         self.least = torch.tensor(least, dtype=torch.int64)
         # Equal scores keep the order inside a group.
         by_score = torch.argsort(torch.tensor(score), descending=True, stable=True)
@@ -113,32 +124,49 @@ class _Chunks:
         low, high = 0, len(self.group)
         while low < high:
             middle = (low + high + 1) // 2
-            if int(self.cost.of_counts(self._first(middle))) <= goal:
+            if self.macs(self._first(middle)) <= goal:
                 low = middle
             else:
                 high = middle - 1
-        return self._fill(self._first(low), low, goal)
+        everything = torch.arange(len(self.group))
+        counts = self._fill(self._first(low), everything[low:], goal)
+        # Where all that is left is too large, the last ones that were taken make room, and come after it.
+        for skipped in range(low - 1, max(low - 1 - _SKIPPED, -1), -1):
+            if self.macs(counts) >= (1 - TOLERANCE) * goal:
+                break
+            order = torch.cat([everything[low:], everything[skipped:low]])
+            other = self._fill(self._first(skipped), order, goal)
+            counts = max(counts, other, key=self.macs)
+        return counts
+
+    def macs(self, counts: Tensor) -> int:
+        """Return the exact MACs when the groups keep `counts` (G,) channels."""
+        if not self.emptiable:
+            return int(self.cost.of_counts(counts))
+        # What an empty group takes with it, and what leaves a stream with it, has to be looked for.
+        return self.cost.macs(self.masks(counts))
 
     def _first(self, count: int) -> Tensor:
         return self.least.index_add(0, self.group[:count], self.size[:count])
 
-    def _fill(self, counts: Tensor, taken: int, goal: int) -> Tensor:
-        """Add the best chunks that still fit, each after the better ones of its group."""
-        group, size = self.group[taken:], self.size[taken:]
-        while len(group) and int(self.cost.of_counts(counts)) < (1 - TOLERANCE) * goal:
+    def _fill(self, counts: Tensor, order: Tensor, goal: int) -> Tensor:
+        """Add the chunks `order` that still fit, each after those of its group that come before it there."""
+        group, size = self.group[order], self.size[order]
+        while len(group) and self.macs(counts) < (1 - TOLERANCE) * goal:
             # The first chunk that is left of each group.
             first = torch.full((len(counts),), len(group)).scatter_reduce_(
                 0, group, torch.arange(len(group)), "amin"
             )
             candidates = first[first < len(group)].sort().values
-            trials = counts.expand(len(candidates), -1).clone()
-            trials[torch.arange(len(candidates)), group[candidates]] += size[candidates]
-            fits = (self.cost.of_counts(trials) <= goal).nonzero().flatten()
-            if not len(fits):
+            for candidate in candidates.tolist():
+                trial = counts.clone()
+                trial[group[candidate]] += size[candidate]
+                if self.macs(trial) <= goal:
+                    break
+            else:
                 break
-            chosen = candidates[fits[0]]
-            counts = trials[fits[0]]
-            rest = torch.arange(len(group)) != chosen
+            counts = trial
+            rest = torch.arange(len(group)) != candidate
             group, size = group[rest], size[rest]
         return counts
 
@@ -152,11 +180,3 @@ class _Chunks:
             keep[group.name][order[:count]] = True
         return keep
 
-
-def _chunk_size(group: ChannelGroup, round_to: int) -> int:
-    """Choices of `group` that make `round_to` channels of the layer that writes them, or a part of that."""
-    width = group.of_kind("write")[0].positions.shape[1]
-    chunk = max(1, round_to // width)
-    while chunk > 1 and group.size < 4 * chunk:
-        chunk //= 2
-    return chunk
