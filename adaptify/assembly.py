@@ -68,7 +68,7 @@ def assemble(traced: Traced, steps: Sequence[Step], policy: Mapping[str, Any] | 
 
 
 def reshape(traced: Traced, steps: Sequence[Step]) -> Traced:
-    """Return the network as the steps that change its layers leave it; those that place gates are passed over.
+    """Return the network as the steps that change its layers leave it; gates are passed over.
 
     Raises:
         ModelError: A step does not fit the network that those before it leave.

@@ -62,7 +62,7 @@ def freeze(model: GatedModel, target: float | None = None, *, round_to: int = 1)
             "Train independent gates: gates.kind=independent.",
         )
     model.eval()
-    odds = torch.cat([decider.module() for decider in model.deciders]).detach().double().cpu()
+    odds = model.odds().double()
     gates = model.policy.decide(odds).long()
     if all(site.position == "layer" for site in model.sites):
         return _freeze_blocks(model, odds, gates, target)
@@ -113,9 +113,7 @@ def _freeze_channels(
     masked = mask_channels(channels, keep)
     run = compile_graph(masked.graph)
     root = masked.root.eval()
-    return Frozen(
-        reshape(model.backbone(), [step]), (step,), macs, lambda images: run(root, images), moved
-    )
+    return Frozen(reshape(model.backbone(), [step]), (step,), macs, lambda images: run(root, images), moved)
 
 
 def _by_channel(model: GatedModel, values: Tensor, always: float) -> dict[str, Tensor]:

@@ -110,6 +110,20 @@ class RunSection(Section):
     seed: int = Field(default=0, ge=0, lt=1 << 63)
 
 
+class PruneSection(Section):
+    """How far `adaptify prune` goes.
+
+    Attributes:
+        target: Fraction of the MACs to keep; None: what learned gates leave.
+        round_to: Multiple of channels to keep where layers are large enough; 1 for any number.
+        finetune: Epochs of training after channels were removed.
+    """
+
+    target: float | None = Field(default=None, gt=0, le=1)
+    round_to: int = Field(default=16, ge=1)
+    finetune: int = Field(default=0, ge=0)
+
+
 class Recipe(Section):
     """All settings of one run."""
 
@@ -120,6 +134,7 @@ class Recipe(Section):
     gates: SerializeAsAny[Section]
     train: SerializeAsAny[Section]
     calibrate: CalibrateSection = CalibrateSection()
+    prune: PruneSection = PruneSection()
     run: RunSection = RunSection()
 
 

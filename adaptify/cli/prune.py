@@ -1,9 +1,9 @@
-"""`adaptify prune`: take channels out of a pretrained network."""
+"""`adaptify prune`: take channels or blocks out of a network for good."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,16 +11,20 @@ from adaptify.cli.options import (
     Arch,
     ArchKwargs,
     BatchSize,
-    Checkpoint,
     Data,
     Device,
     DryRun,
     Force,
+    Holdout,
     InputSize,
     Json,
     Mean,
+    Method,
     Output,
+    Overrides,
     Quiet,
+    Recipe,
+    RecipeSeed,
     SkipCorrupt,
     Std,
     TrustPickle,
@@ -31,41 +35,65 @@ from adaptify.cli.options import (
 
 if TYPE_CHECKING:
     from adaptify.cli.console import Console
-    from adaptify.pipeline.prune import Preview, Request
+    from adaptify.recipe import Recipe as Settings
 
 
 def prune(
-    checkpoint: Checkpoint,
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[CKPT|RUN]",
+            show_default=False,
+            help="Checkpoint of a pretrained network, or a run folder. Without one: the newest run in runs/.",
+        ),
+    ] = None,
+    words: Overrides = None,
     target: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--target",
             "-t",
             metavar="FRACTION",
             show_default=False,
-            help="Fraction of the MACs that is KEPT, met within 1% (0.4: from 4.09 G to 1.64 G).",
+            help="Fraction of the MACs that is KEPT, met within 1% (0.4: from 4.09 G to 1.64 G). "
+            "For a run with gates, none: whatever they leave.",
         ),
-    ],
+    ] = None,
+    method: Method = None,
     importance: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--importance",
             metavar="NAME",
-            help="What channels are judged by: l1 or l2 (norm of their weights), bn_scale (scale of their "
-            "BatchNorm), fpgm (distance to the other filters), taylor (effect on the loss, on images of "
-            "--data).",
+            show_default=False,
+            help="Judge channels, and learn nothing: by l1 or l2 (norm of their weights; l2 unless you say), "
+            "bn_scale (scale of their BatchNorm), fpgm (distance to the other filters), taylor (effect on "
+            "the loss, on images of --data).",
         ),
-    ] = "l2",
+    ] = None,
     round_to: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--round-to",
             metavar="N",
+            show_default="16",
             help="Keep channels in multiples of N where layers are large enough; 1 for any number. "
             "Processors compute in such multiples: a layer of 33 channels is hardly faster than one of 48.",
         ),
-    ] = 16,
+    ] = None,
+    finetune: Annotated[
+        int | None,
+        typer.Option(
+            "--finetune",
+            metavar="EPOCHS",
+            min=0,
+            show_default="0",
+            help="Train the pruned network on for so many epochs; needs --data.",
+        ),
+    ] = None,
+    recipe: Recipe = None,
     data: Data = None,
+    holdout: Holdout = None,
     val_split: ValSplit = None,
     input_size: InputSize = None,
     mean: Mean = None,
@@ -74,6 +102,7 @@ def prune(
     workers: Workers = None,
     skip_corrupt: SkipCorrupt = False,
     device: Device = None,
+    seed: RecipeSeed = None,
     arch: Arch = None,
     arch_kwargs: ArchKwargs = None,
     trust_pickle: TrustPickle = False,
@@ -84,73 +113,146 @@ def prune(
     quiet: Quiet = False,
     verbose: Verbose = 0,
 ) -> None:
-    """Take the least important channels out of a pretrained network, without training.
+    """Take out of a network what it can do without: layers become physically smaller.
 
-    Layers become physically smaller; what comes out is checked against the network with these channels
-    masked. Accuracy falls, and is measured when --data is given. --target is what is KEPT: some other tools
-    ask for what is removed.
+    Of a run with independent gates, what they close. Of a checkpoint with --data, what gates learn to close.
+    Of a checkpoint without data (or with --method importance), the channels that seem to matter least; then
+    accuracy falls, and is not measured. What comes out is checked against the network with the same channels
+    masked. --target is what is KEPT: some other tools ask for what is removed.
 
     \b
     Examples:
-      adaptify prune resnet56.th --target 0.7 --data cifar10:data
-      adaptify prune model.pth --target 0.4 --importance bn_scale --dry-run
-      adaptify prune resnet56.th --target 0.5 --importance taylor --data cifar10:data
-      adaptify prune runs/resnet50-importance-001 --target 0.8 --round-to 8
+      adaptify prune resnet56.th --target 0.5 --data cifar10:data
+      adaptify prune runs/resnet56-gumbel-001 --target 0.4
+      adaptify prune model.pth --target 0.7 --importance bn_scale --dry-run
+      adaptify prune resnet56.th --target 0.5 --importance taylor --finetune 10 --data cifar10:data
     """
     from adaptify.cli import values
     from adaptify.cli.console import Console
-    from adaptify.cli.runs import find_target
-    from adaptify.pipeline.prune import Request
-    from adaptify.recipe import resolve
+    from adaptify.settings import parse_overrides
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
-    model = values.model_settings(
-        checkpoint=str(find_target(checkpoint)), arch=arch, arch_kwargs=arch_kwargs, trust_pickle=trust_pickle
-    )
-    images = values.data_settings(
-        data=data or "",
-        val_split=val_split,
-        input_size=input_size,
-        mean=mean,
-        std=std,
-        workers=workers,
-        skip_corrupt=skip_corrupt,
-    )
-    running = values.given({"run.batch_size": batch_size, "run.device": device})
-    settings = resolve(None, options={**model, **images, **running})
-    request = Request(settings.model, settings.data, target, importance, round_to, settings.run)
-    _work(request, output, force, dry_run, console)
+    checkpoint, words = values.file_and_words(checkpoint, words or [])
+    options: dict[str, Any] = {
+        **values.model_settings(
+            checkpoint=None, arch=arch, arch_kwargs=arch_kwargs, trust_pickle=trust_pickle
+        ),
+        **values.data_settings(
+            data=data,
+            holdout=holdout,
+            val_split=val_split,
+            input_size=input_size,
+            mean=mean,
+            std=std,
+            workers=workers,
+            skip_corrupt=skip_corrupt,
+        ),
+        **values.given(
+            {
+                "run.batch_size": batch_size,
+                "run.device": device,
+                "run.seed": seed,
+                "prune.target": target,
+                "prune.round_to": round_to,
+                "prune.finetune": finetune,
+            }
+        ),
+    }
+    settings = _resolve(checkpoint, method, importance, recipe, options, parse_overrides(words))
+    if dry_run:
+        _show_plan(settings, console)
+    else:
+        _work(settings, output, force, console)
 
 
-def _work(request: Request, output: Path | None, force: bool, dry_run: bool, console: Console) -> None:
-    from adaptify.pipeline import folder
-    from adaptify.pipeline.prune import UNMEASURED, open_test_data, preview
-    from adaptify.pipeline.prune import prune as work
+def _resolve(
+    checkpoint: str | None,
+    method: str | None,
+    importance: str | None,
+    recipe: Path | None,
+    options: dict[str, Any],
+    overrides: dict[str, Any],
+) -> Settings:
+    """Put the settings together: a run brings its own, and a checkpoint without data can only be judged."""
+    from adaptify.cli.runs import find_target
+    from adaptify.errors import UsageError
+    from adaptify.pipeline.choosing import has_gates
+    from adaptify.pipeline.folder import RECIPE
+    from adaptify.recipe import resolve
+    from adaptify.recipe_library import find_recipe
+
+    if importance is not None:
+        if method not in (None, "importance"):
+            raise UsageError(
+                f"--importance {importance} does not go with --method {method}", "Give one of the two."
+            )
+        method = "importance"
+        options["gates.criterion"] = importance
+    if recipe is not None:
+        if checkpoint is not None:
+            options["model.checkpoint"] = str(find_target(Path(checkpoint)))
+        # What is to be trained on may be left to the command line, and need not be given.
+        return resolve(method, file=find_recipe(recipe), options=options, overrides=overrides)
+    found = find_target(Path(checkpoint) if checkpoint is not None else None)
+    options["model.checkpoint"] = str(found)
+    if method is None and has_gates(found):
+        own = found / RECIPE
+        if own.is_file():
+            return resolve(None, file=own, options=options, overrides=overrides)
+        method = "gumbel"
+    options.setdefault("data.source", "")
+    learns = bool(overrides.get("data.source", options["data.source"]))
+    return resolve(method or ("gumbel" if learns else "importance"), options=options, overrides=overrides)
+
+
+def _show_plan(recipe: Settings, console: Console) -> None:
+    from adaptify.cli.tables import gates_planned
+    from adaptify.pipeline.prune import preview, pruning_part
+    from adaptify.pipeline.retrofit import gates_rows
     from adaptify.report.schema import Pruning
+    from adaptify.report.tables import pruning_table
+
+    found = preview(recipe, progress=console)
+    network = found.opened.network
+    facts: dict[str, Any] = {
+        "recipe": recipe.model_dump(mode="json"),
+        "architecture": network.architecture.to_json(),
+        "macs": {"before": network.cost.total},
+    }
+    if found.pruned is not None:
+        for note in found.pruned.notes:
+            console.note(note)
+        _say_macs(console, network.cost.total, found.pruned.macs)
+        part = pruning_part(recipe, network, found.pruned)
+        console.data(
+            {**facts, "macs": {"before": network.cost.total, "after": found.pruned.macs}, "pruning": part}
+        )
+        console.show(pruning_table(Pruning.model_validate(part)))
+    elif found.gates is not None:
+        assert recipe.prune.target is not None
+        _say_macs(console, network.cost.total, round(network.cost.total * recipe.prune.target))
+        rows = gates_rows(found.gates)
+        console.data({**facts, "sites": rows})
+        console.show(gates_planned(rows, network.cost.total))
+    console.say("dry run: nothing was trained, measured or written")
+
+
+def _work(recipe: Settings, output: Path | None, force: bool, console: Console) -> None:
+    from adaptify.pipeline import folder
+    from adaptify.pipeline.prune import UNMEASURED
+    from adaptify.pipeline.prune import prune as work
     from adaptify.report.tables import headline_table, pruning_table
     from adaptify.runtime.allocator import keep_freed_memory
-    from adaptify.text import percent, quantity
 
-    if not dry_run:
-        folder.check_output(output, force=force)
-    found = preview(request, progress=console)
-    for note in found.notes:
-        console.note(note)
-    before, after = found.network.cost.total, found.pruned.selection.macs
-    console.say(f"MACs: {quantity(before)} -> {quantity(after)} ({percent(after / before)} kept)")
-    if not request.data.source:
-        console.warn(UNMEASURED)
-    table = pruning_table(Pruning.model_validate(found.facts(request)))
-    if dry_run:
-        open_test_data(request, found)
-        console.data(_facts(found, request))
-        console.show(table)
-        console.say("dry run: nothing was measured or written")
-        return
     keep_freed_memory()
-    done = work(request, output=output, force=force, progress=console, found=found)
-    console.data({**done.report.to_json(), "run": str(done.folder)})
-    console.show("", table, "", headline_table(done.report))
+    if not recipe.data.source:
+        console.warn(UNMEASURED)
+    done = work(recipe, output=output, force=force, progress=console)
+    report = done.report
+    assert report.pruning is not None
+    _say_macs(console, report.before.macs, round(report.after.macs))
+    console.data({**report.to_json(), "run": str(done.folder)})
+    console.show("", pruning_table(report.pruning), "", headline_table(report))
     console.say(
         f"\nrun: {done.folder}\n"
         f"page: {done.folder / folder.PAGE}\n"
@@ -160,10 +262,7 @@ def _work(request: Request, output: Path | None, force: bool, dry_run: bool, con
     )
 
 
-def _facts(found: Preview, request: Request) -> dict[str, object]:
-    return {
-        "architecture": found.network.architecture.to_json(),
-        "macs": {"before": found.network.cost.total, "after": found.pruned.selection.macs},
-        "pruning": found.facts(request),
-        "notes": list(found.notes),
-    }
+def _say_macs(console: Console, before: int, after: int) -> None:
+    from adaptify.text import percent, quantity
+
+    console.say(f"MACs: {quantity(before)} -> {quantity(after)} ({percent(after / before)} kept)")

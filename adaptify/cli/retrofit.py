@@ -38,7 +38,6 @@ from adaptify.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from adaptify.assembly import Adapted
     from adaptify.cli.console import Console
     from adaptify.recipe import Recipe as Settings
 
@@ -93,7 +92,7 @@ def retrofit(
     from adaptify.settings import parse_overrides
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
-    file, words = _file_and_words(checkpoint, overrides or [])
+    file, words = values.file_and_words(checkpoint, overrides or [])
     options = {
         **values.model_settings(
             checkpoint=file, arch=arch, arch_kwargs=arch_kwargs, trust_pickle=trust_pickle
@@ -128,13 +127,6 @@ def retrofit(
         _work(resolved, output, force, console)
 
 
-def _file_and_words(checkpoint: str | None, words: list[str]) -> tuple[str | None, list[str]]:
-    """Tell the checkpoint from the first KEY=VALUE word, when the recipe names the checkpoint."""
-    if checkpoint is not None and "=" in checkpoint and not Path(checkpoint).exists():
-        return None, [checkpoint, *words]
-    return checkpoint, words
-
-
 def _target(request: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a target that was given: it takes the place of the recipe's as a whole."""
     if not request:
@@ -159,7 +151,7 @@ def _check_complete(settings: Mapping[str, Any], recipe: Path | None) -> None:
 def _show_plan(recipe: Settings, console: Console) -> None:
     from adaptify.cli.tables import exits_planned, gates_planned
     from adaptify.pipeline.prepare import open_recipe_data
-    from adaptify.pipeline.retrofit import preview
+    from adaptify.pipeline.retrofit import exits_rows, gates_rows, preview
     from adaptify.recipe import dump_recipe
     from adaptify.runtime.adaptive import AdaptiveModel
     from adaptify.text import quantity, whole
@@ -168,8 +160,10 @@ def _show_plan(recipe: Settings, console: Console) -> None:
     network, model = plan.network, plan.model
     # No image is decoded: that is part of the work.
     data = open_recipe_data(recipe, network.architecture.input, model.num_classes, parts=())
-    rows = _planned(model)
-    table = exits_planned if isinstance(model, AdaptiveModel) else gates_planned
+    if isinstance(model, AdaptiveModel):
+        rows, table = exits_rows(model), exits_planned
+    else:
+        rows, table = gates_rows(model), gates_planned
     for note in (*network.notes, *data.notes):
         console.note(note)
     console.data(
@@ -191,33 +185,6 @@ def _show_plan(recipe: Settings, console: Console) -> None:
         table(rows, network.cost.total),
     )
     console.say("dry run: nothing was trained or written")
-
-
-def _planned(model: Adapted) -> list[dict[str, Any]]:
-    """The exits or gates that are placed in `model`: where, and MACs with samples leaving, or all closed."""
-    from adaptify.runtime.gated import GatedModel
-
-    if isinstance(model, GatedModel):
-        return [
-            {
-                "name": site.name,
-                "position": site.position,
-                "channels": site.size,
-                "gates": site.gates,
-                "macs_closed": model.gate_cost.without(index),
-            }
-            for index, site in enumerate(model.sites)
-        ]
-    return [
-        {
-            "name": item.site.name,
-            "channels": item.site.channels,
-            "macs_before": item.site.macs_before,
-            "gate_macs": gate,
-            "macs": macs,
-        }
-        for item, gate, macs in zip(model.exits, model.gate_macs, model.exit_macs(), strict=False)
-    ]
 
 
 def _work(recipe: Settings, output: Path | None, force: bool, console: Console) -> None:

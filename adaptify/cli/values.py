@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from adaptify.errors import UsageError
@@ -163,6 +164,13 @@ def model_settings(
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that were given: those that are not `None`."""
     return {key: value for key, value in options.items() if value is not None}
+
+
+def file_and_words(checkpoint: str | None, words: list[str]) -> tuple[str | None, list[str]]:
+    """Tell the checkpoint from the first KEY=VALUE word, when the recipe names the checkpoint."""
+    if checkpoint is not None and "=" in checkpoint and not Path(checkpoint).exists():
+        return None, [checkpoint, *words]
+    return checkpoint, words
 
 
 def _number(text: str, option: str, example: str) -> float:

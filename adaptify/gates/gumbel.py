@@ -56,7 +56,7 @@ class IndependentGates(nn.Module):
 
 
 class DependentGates(nn.Module):
-    """Gates that look at a feature map: for each gate, average -> C x hidden -> BatchNorm -> ReLU -> 2 logits.
+    """Gates that look at a feature map, each by average -> C x hidden -> BatchNorm -> ReLU -> 2 logits.
 
     All gates of a block are decided together: one linear layer for the first halves, one batched product
     for the second (appendix, "gate structure").

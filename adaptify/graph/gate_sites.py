@@ -56,8 +56,8 @@ def find_channel_sites(
 ) -> tuple[GateSite, ...]:
     """Return the sites of channel gates, in the order of the network.
 
-    Inside of residual blocks a site can lose all its channels: the stream goes on. Elsewhere the first gate's
-    channels have no gate, so that something is left. Streams themselves are not gated.
+    Inside of residual branches a site can lose all its channels: the stream goes on. Elsewhere (in projections
+    too) the first gate's channels have no gate, so that something is left. Streams themselves are not gated.
 
     Args:
         channels: The channels of the network; its residual blocks decoupled where they are to be gated.
@@ -72,7 +72,7 @@ def find_channel_sites(
         if position is None or position not in positions:
             continue
         chunk = max(1, (filters or min(max(group.size * group.width // 8, 8), 128)) // group.width)
-        always_open = 0 if block else min(chunk, group.size)
+        always_open = 0 if block and position != "shortcut" else min(chunk, group.size)
         site = GateSite(group.name, position, group.size, chunk, always_open, block)
         if site.gates:
             sites.append(site)

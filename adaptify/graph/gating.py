@@ -1,8 +1,8 @@
 """Putting gates into a graph: modules that decide, and masks where what they close is read.
 
-The gated graph takes `(images, decide)` and returns `(output, odds, gates)`: `decide` turns the log-odds of a
-decider into gates in [0, 1], so how gates are drawn (sampled, by threshold, all open) is the caller's business
-and no module keeps any state.
+The gated graph takes `(images, decide)` and returns `(output, odds, gates)`: `decide` turns the log-odds of
+a decider into gates in [0, 1], so how gates are drawn (sampled, by threshold, all open) is the caller's
+business and no module keeps any state.
 
 Masks lie on the side of the readers, as in `masking`: a closed channel is not read, whatever lies between. A
 grouped convolution is passed by: its outputs go with its inputs, and their readers are masked.

@@ -179,4 +179,3 @@ class _Chunks:
             keep[group.name] = torch.zeros(group.size, dtype=torch.bool)
             keep[group.name][order[:count]] = True
         return keep
-

@@ -1,16 +1,29 @@
 """The methods, one file a paper. Importing this package registers them all."""
 
-from adaptify.methods import dgate, gumbel
-from adaptify.methods.base import ExitFit, Fit, FitContext, GateFit, Method, find_method, method_names
+from adaptify.methods import dgate, gumbel, importance
+from adaptify.methods.base import (
+    ExitFit,
+    Fit,
+    FitContext,
+    GateFit,
+    GatingMethod,
+    JudgingMethod,
+    Method,
+    find_method,
+    method_names,
+)
 
 __all__ = [
     "ExitFit",
     "Fit",
     "FitContext",
     "GateFit",
+    "GatingMethod",
+    "JudgingMethod",
     "Method",
     "dgate",
     "find_method",
     "gumbel",
+    "importance",
     "method_names",
 ]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from torch import Tensor
 
 from adaptify.data import Data
 from adaptify.errors import UsageError, did_you_mean
+from adaptify.graph.channels import Channels
 from adaptify.graph.cost import CostModel
 from adaptify.graph.trace import Traced
 from adaptify.plan import Step
@@ -87,7 +89,7 @@ class GateFit(Fit):
 
 
 class Method(ABC):
-    """A way to make a network adaptive.
+    """A way to make a network spend less.
 
     Attributes:
         name: What the command line calls it.
@@ -105,6 +107,10 @@ class Method(ABC):
     def __init__(self, gates: Section, train: Section) -> None:
         """Take the options of both sections."""
 
+
+class GatingMethod(Method):
+    """A method that puts gates into a network and trains them."""
+
     @abstractmethod
     def place(self, traced: Traced, cost: CostModel, classes: int) -> tuple[Step, ...]:
         """Choose where the gates go in a network with `classes` outputs.
@@ -117,6 +123,32 @@ class Method(ABC):
     @abstractmethod
     def fit(self, model: Any, data: Data, context: FitContext) -> Fit:
         """Train the network that `assembly.assemble` makes of the steps of `place`, in place."""
+
+
+class JudgingMethod(Method):
+    """A method that judges the channels of a network as it is."""
+
+    @property
+    @abstractmethod
+    def criterion(self) -> str:
+        """What channels are judged by, for the user."""
+
+    @property
+    @abstractmethod
+    def needs_images(self) -> bool:
+        """Whether labelled images are needed."""
+
+    @abstractmethod
+    def scores(
+        self, channels: Channels, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+    ) -> dict[str, Tensor]:
+        """Return the scores (size,) of every removable group, by name; higher is more important.
+
+        Args:
+            channels: The channels of the network.
+            batches: Images (B, C, H, W) and labels (B,) on `device`, if they are needed.
+            device: Where to compute.
+        """
 
 
 _METHODS: dict[str, type[Method]] = {}

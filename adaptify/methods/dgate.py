@@ -20,7 +20,7 @@ from adaptify.graph.cost import CostModel
 from adaptify.graph.placement import default_exits
 from adaptify.graph.sites import find_exits, select_sites
 from adaptify.graph.trace import Traced
-from adaptify.methods.base import ExitFit, FitContext, Method, Section, register
+from adaptify.methods.base import ExitFit, FitContext, GatingMethod, Section, register
 from adaptify.plan import PlaceExit
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.optimize import optimize
@@ -70,7 +70,7 @@ class Train(Section):
 
 
 @register
-class DGate(Method):
+class DGate(GatingMethod):
     """Early exits trained as linear classifiers on pooled features of a frozen network."""
 
     name = "dgate"

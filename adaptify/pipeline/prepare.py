@@ -15,7 +15,7 @@ from adaptify.files import sha256
 from adaptify.graph.cost import CostModel
 from adaptify.graph.trace import Traced, trace
 from adaptify.input_spec import InputSpec
-from adaptify.methods import Method, find_method
+from adaptify.methods import GatingMethod, Method, find_method
 from adaptify.models.registry import Architecture
 from adaptify.plan import PlaceExit, PlaceGates, Plan, Source, Step
 from adaptify.progress import SILENT, Progress
@@ -99,6 +99,20 @@ def open_recipe_data(
 def make_method(recipe: Recipe) -> Method:
     """The method of a recipe with its options."""
     return find_method(recipe.method)(recipe.gates, recipe.train)
+
+
+def make_gating_method(recipe: Recipe) -> GatingMethod:
+    """The method of a recipe that puts gates into a network.
+
+    Raises:
+        UsageError: Its method does something else.
+    """
+    method = make_method(recipe)
+    if not isinstance(method, GatingMethod):
+        raise UsageError(
+            f"{recipe.method} puts no gates into a network", f"Use adaptify prune --method {recipe.method}."
+        )
+    return method
 
 
 def plan_for(recipe: Recipe, network: Network, steps: tuple[Step, ...]) -> Plan:

@@ -1,108 +1,73 @@
-"""`prune`: a checkpoint goes in, the same network with fewer channels comes out, checked and reported."""
+"""`prune`: a network goes in, the same with fewer channels or blocks comes out, checked and reported."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from adaptify import artifact
-from adaptify.data import Data, check_labels, open_data
+from adaptify.data import Data
 from adaptify.data.open import Part
 from adaptify.environment import describe_environment
-from adaptify.errors import UsageError
 from adaptify.files import write_text
-from adaptify.graph.selection import TOLERANCE as TARGET_TOLERANCE
+from adaptify.methods import FitContext, JudgingMethod
 from adaptify.pipeline import folder
+from adaptify.pipeline.choosing import choose, gates_of, needs_training, plan_gates
 from adaptify.pipeline.job import peak_memory
-from adaptify.pipeline.prepare import Network, classes_of, open_network
-from adaptify.pipeline.pruning import (
-    FROM_IMAGES,
-    Pruned,
-    check_importance,
-    pruned_layers,
-    remove_least,
-    size_of,
-    take_turns,
-    verify,
-)
-from adaptify.pipeline.reporting import layer_rows, provenance
+from adaptify.pipeline.prepare import Network, classes_of, make_method, open_network, open_recipe_data
+from adaptify.pipeline.pruning import Pruned, pruned_layers, size_of, take_turns, verify
+from adaptify.pipeline.reporting import layer_rows, provenance, training_part
 from adaptify.plan import Plan
 from adaptify.progress import SILENT, Progress
-from adaptify.recipe import DataSection, ModelSection, RunSection
+from adaptify.recipe import Recipe, write_recipe
 from adaptify.report.html import write_html
-from adaptify.report.schema import PrunedLayer, Report, write_report
+from adaptify.report.schema import Report, write_report
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.device import pick_device
+from adaptify.runtime.gated import GatedModel
 from adaptify.runtime.optimize import optimize
 from adaptify.training.evaluate import evaluate
+from adaptify.training.history import History
+from adaptify.training.loop import train
+from adaptify.training.objective import Classification, Distillation
+from adaptify.training.options import LoopOptions
 
-METHOD = "importance"
 UNMEASURED = "accuracy was not measured: --data measures it"
-
-JUDGED_IMAGES = 1024
-"""Training images that importance is judged on, where it needs images."""
-
-_JUDGED_BATCH = 64  # gradients are averaged inside a batch: of a trained network's, large batches leave noise
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is to be pruned, and how far.
+class Opened:
+    """What is to be pruned.
 
     Attributes:
-        model: The checkpoint.
-        data: The images; with an empty source, nothing is measured on them, and only what is said of
-            the input's size counts.
-        target: Fraction of the MACs to keep.
-        importance: What channels are judged by, one of `pipeline.pruning.IMPORTANCES`.
-        round_to: Multiple of channels to keep.
-        run: How the work is done.
+        network: The network; for a run with gates, without them.
+        gated: The network of a run with gates.
+        data: The images, if there are any.
     """
 
-    model: ModelSection
-    data: DataSection
-    target: float
-    importance: str = "l2"
-    round_to: int = 16
-    run: RunSection = field(default_factory=RunSection)
+    network: Network
+    gated: GatedModel | None
+    data: Data | None
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What pruning does to a network, before it is measured or written.
+    """What pruning would do.
 
     Attributes:
-        network: The network before.
-        pruned: The network after.
-        layers: Channels and MACs of each layer, before and after.
-        notes: What the user should know.
-        data: The images, if the importance of channels was judged on some of them.
+        opened: What is to be pruned.
+        pruned: The network after; None where gates have to be trained to know.
+        gates: The network with the gates that would be trained, then.
     """
 
-    network: Network
-    pruned: Pruned
-    layers: tuple[PrunedLayer, ...]
-    notes: tuple[str, ...]
-    data: Data | None = None
-
-    def facts(self, request: Request) -> dict[str, Any]:
-        """The `pruning` part of a report."""
-        return {
-            "target": request.target,
-            "achieved": self.pruned.selection.fraction,
-            "importance": request.importance,
-            "round_to": self.pruned.selection.round_to,
-            "frozen": {reason: list(names) for reason, names in self.pruned.channels.frozen_reasons.items()},
-            "layers": [layer.model_dump() for layer in self.layers],
-        }
+    opened: Opened
+    pruned: Pruned | None
+    gates: GatedModel | None
 
 
 @dataclass(frozen=True)
@@ -113,175 +78,192 @@ class Finished:
     report: Report
 
 
-def preview(request: Request, *, progress: Progress = SILENT) -> Preview:
-    """Open the network and remove channels; nothing is measured or written.
+def open_all(recipe: Recipe, *, progress: Progress = SILENT) -> Opened:
+    """Open the network and the data of a recipe; data without a source is left out.
 
     Raises:
-        UsageError, ModelError: As loading does, or the importance needs images and there are none.
-        TargetError: The target cannot be met; the message names what can.
+        AdaptifyError: Whatever makes the work impossible.
     """
-    check_importance(request.importance)
-    from_images = request.importance in FROM_IMAGES
-    if from_images and not request.data.source:
-        raise UsageError(
-            f"the importance '{request.importance}' is judged on training images, and there are none",
-            "Say which: --data FOLDER, cifar10:FOLDER, digits or fake:N.",
-        )
-    network = open_network(request.model, request.data)
-    classes_of(network)  # it must return one score per class
-    data: Data | None = None
-    batches: Iterable[tuple[Tensor, Tensor]] = ()
-    device = pick_device(request.run.device)
-    if from_images:
-        data = _open_data(request, network, ("train", "test"), progress)
-        batches = _judged(data, request.run, device)
-    pruned = remove_least(network, request.target, request.importance, request.round_to, batches, device)
-    notes = list(network.notes)
-    if data is not None:
-        count = min(len(data.train), JUDGED_IMAGES)
-        notes.append(f"the importance of channels was judged on {count} training images")
+    network = open_network(recipe.model, recipe.data)
+    classes = classes_of(network)  # it must return one score per class
+    gated = gates_of(recipe.model.checkpoint, trust_code=recipe.model.trust_pickle)
+    for note in network.notes:
+        progress.note(note)
     if network.placed:
-        notes.append("the exits that the network has are left out: they were trained on all channels")
-    if pruned.selection.round_to < request.round_to:
-        notes.append(
-            f"channels are multiples of {pruned.selection.round_to}, not of {request.round_to}: "
-            f"no such choice is within {TARGET_TOLERANCE:.0%} of the target"
+        progress.note("the exits that the network has are left out: they were trained on all channels")
+    data = None
+    if recipe.data.source:
+        data = open_recipe_data(
+            recipe, network.architecture.input, classes, parts=_parts(recipe, gated), progress=progress
         )
-    return Preview(network, pruned, tuple(pruned_layers(network, pruned)), tuple(notes), data)
+    return Opened(network, gated, data)
 
 
-def open_test_data(request: Request, before: Preview, *, progress: Progress = SILENT) -> Data | None:
-    """Open the test part of the data, if there is any and it is not open yet.
+def preview(recipe: Recipe, *, progress: Progress = SILENT) -> Preview:
+    """Do everything but what takes long: train, measure, write.
 
     Raises:
-        UsageError: The data cannot be used, or its labels do not match the network.
+        AdaptifyError: Whatever makes the work impossible.
     """
-    if before.data is not None or not request.data.source:
-        return before.data
-    return _open_data(request, before.network, ("test",), progress)
-
-
-def _open_data(request: Request, network: Network, parts: tuple[Part, ...], progress: Progress) -> Data:
-    section = request.data
-    data = open_data(
-        section.source,
-        input=network.architecture.input,
-        holdout=section.holdout,
-        val_split=section.val_split,
-        seed=request.run.seed,
-        workers=section.workers,
-        skip_corrupt=section.skip_corrupt,
-        parts=parts,
-        progress=progress,
-    )
-    check_labels(data, classes_of(network))
-    return data
-
-
-def _judged(data: Data, run: RunSection, device: torch.device) -> Iterable[tuple[Tensor, Tensor]]:
-    """Batches of the training images that importance is judged on."""
-    size = min(run.batch_size, _JUDGED_BATCH)
-    batches = data.train.batches(size, shuffle=True, seed=run.seed, device=device)
-    return islice(batches, max(1, JUDGED_IMAGES // size))
+    opened = open_all(recipe, progress=progress)
+    if needs_training(recipe, opened.gated):
+        return Preview(opened, None, plan_gates(recipe, opened.network)[0])
+    device = pick_device(recipe.run.device)
+    return Preview(opened, choose(recipe, opened.network, opened.gated, opened.data, device, None), None)
 
 
 def prune(
-    request: Request,
-    *,
-    output: Path | None = None,
-    force: bool = False,
-    progress: Progress = SILENT,
-    found: Preview | None = None,
+    recipe: Recipe, *, output: Path | None = None, force: bool = False, progress: Progress = SILENT
 ) -> Finished:
-    """Prune a checkpoint without training, and write the run folder.
+    """Prune as `recipe` says, and write the run folder.
 
     The folder appears when everything in it has been written, opened again and checked.
 
-    Args:
-        request: What to prune.
-        output: The folder to make; without it, `runs/<model>-importance-NNN`.
-        force: Replace `output` if it is there.
-        progress: Told how far it is.
-        found: What `preview(request)` gave, if it was called.
-
     Raises:
-        AdaptifyError: As each stage does; then no folder is left behind.
+        AdaptifyError: As each stage does; then no run is left behind.
     """
     started = time.perf_counter()
     folder.check_output(output, force=force)
-    device = pick_device(request.run.device)
-    found = found or preview(request, progress=progress)
-    network, pruned = found.network, found.pruned
-    data = open_test_data(request, found, progress=progress)
-    stem = f"{network.architecture.name.partition(':')[2].replace(':', '.')}-{METHOD}"
+    device = pick_device(recipe.run.device)
+    opened = open_all(recipe, progress=progress)
+    network, data = opened.network, opened.data
+    kind = "pruned" if opened.gated is not None else recipe.method
+    stem = f"{network.architecture.name.partition(':')[2].replace(':', '.')}-{kind}"
     with folder.new_run(stem, output=output, force=force) as run:
+        context = FitContext(
+            device, recipe.run.batch_size, recipe.run.seed, run.work / "scratch", run.work, progress
+        )
+        before = AdaptiveModel(network.traced).eval()
+        measured_before = _accuracy(before, data, recipe, device, progress)
+        pruned = choose(recipe, network, opened.gated, data, device, context)
+        for note in pruned.notes:
+            progress.note(note)
+        difference = verify(pruned)
         model = AdaptiveModel(pruned.traced).eval()
-        model.plan = _plan(request, network, pruned)
-        artifact.save(model, run.work / folder.MODEL)
-        # What is verified and measured is the file that was written.
+        tuned = _train_on(model, before, data, recipe, context) if data is not None else None
+        model.plan = _plan(recipe, network, pruned)
+        artifact.save(model.cpu(), run.work / folder.MODEL)
+        # What is measured is the file that was written.
         written = artifact.load(run.work / folder.MODEL, trust_code=True)
         assert isinstance(written, AdaptiveModel)
-        difference = verify(pruned, written)
-        sizes = _measure(request, (AdaptiveModel(network.traced).eval(), written), data, device, progress)
-        notes = [
-            *found.notes,
-            *(data.notes if data is not None else [UNMEASURED]),
-            f"pruned and masked network differ by {difference:.1e} of the largest output",
-        ]
-        macs = written.cost.total
+        accuracy = _accuracy(written, data, recipe, device, progress)
+        with progress.stage("time"):
+            milliseconds = take_turns([optimize(item, device) for item in (before, written)], device)
+        base, macs = network.cost.total, written.cost.total
+        history = tuned if tuned is not None and tuned.rows else pruned.history
         report = Report.model_validate(
             {
                 **provenance(written),
                 "data": data.describe() if data is not None else None,
-                "before": {"macs": network.cost.total, **sizes[0]},
-                "after": {"macs": macs, "kept": macs / network.cost.total, **sizes[1]},
+                "before": {
+                    "macs": base,
+                    "accuracy": measured_before,
+                    "milliseconds": milliseconds[0],
+                    **size_of(network.traced),
+                },
+                "after": {
+                    "macs": macs,
+                    "kept": macs / base,
+                    "accuracy": accuracy,
+                    "milliseconds": milliseconds[1],
+                    **size_of(written.backbone()),
+                },
                 "macs_per_sample": {"mean": macs, "median": macs, "p95": macs},
-                "pruning": {**found.facts(request), "device": str(device)},
+                "training": training_part(recipe.train.model_dump(mode="json"), history) if history else None,
+                "pruning": pruning_part(recipe, network, pruned) | {"device": str(device)},
                 "layers": layer_rows(written, torch.zeros(1, dtype=torch.int64)),
-                "timing": {"prune_s": time.perf_counter() - started, "peak_memory_bytes": peak_memory()},
-                "notes": notes,
+                "timing": {
+                    **pruned.timing,
+                    "prune_s": time.perf_counter() - started,
+                    "peak_memory_bytes": peak_memory(),
+                },
+                "notes": [
+                    *network.notes,
+                    *pruned.notes,
+                    *(data.notes if data is not None else [UNMEASURED]),
+                    f"pruned and masked network differ by {difference:.1e} of the largest output",
+                ],
             }
         )
+        write_recipe(recipe, run.work / folder.RECIPE)
         write_text(run.work / folder.ENVIRONMENT, json.dumps(describe_environment(), indent=1) + "\n")
         write_report(report, run.work / folder.REPORT)
         write_html(report, run.work / folder.PAGE)
     return Finished(run.final, report)
 
 
-def _plan(request: Request, network: Network, pruned: Pruned) -> Plan:
-    options = {
-        "target": request.target,
-        "importance": request.importance,
-        "round_to": pruned.selection.round_to,
+def pruning_part(recipe: Recipe, network: Network, pruned: Pruned) -> dict[str, Any]:
+    """The `pruning` part of a report."""
+    achieved = pruned.macs / network.cost.total
+    return {
+        "target": recipe.prune.target if recipe.prune.target is not None else achieved,
+        "achieved": achieved,
+        "importance": pruned.judged_by,
+        "round_to": pruned.round_to,
+        "frozen": {reason: list(names) for reason, names in pruned.frozen.items()},
+        "layers": [layer.model_dump() for layer in pruned_layers(network, pruned)],
     }
-    return Plan(
-        architecture=network.architecture.to_json(),
-        steps=(*network.steps, pruned.step),
-        method={"name": METHOD, "options": options},
-        source=network.source,
-        base_macs=network.cost.total,
+
+
+def _parts(recipe: Recipe, gated: GatedModel | None) -> tuple[Part, ...]:
+    """Which parts of the data are needed."""
+    method = make_method(recipe)
+    trains = needs_training(recipe, gated) or recipe.prune.finetune > 0
+    recalibrates = isinstance(recipe.train, LoopOptions) and recipe.train.recalibrate > 0
+    judges = isinstance(method, JudgingMethod) and method.needs_images
+    if trains:
+        return ("train", "holdout", "test")
+    return ("train", "test") if recalibrates or judges else ("test",)
+
+
+def _train_on(
+    model: AdaptiveModel, teacher: AdaptiveModel, data: Data, recipe: Recipe, context: FitContext
+) -> History | None:
+    """Train the pruned network for the epochs that were asked for, and take BatchNorm's statistics anew."""
+    if not isinstance(recipe.train, LoopOptions):
+        return None
+    options = LoopOptions.model_validate(
+        recipe.train.model_dump(include=set(LoopOptions.model_fields)) | {"epochs": recipe.prune.finetune}
+    )
+    if not options.epochs and not options.recalibrate:
+        return None
+    distillation = None
+    if options.distill is not None:
+        distillation = Distillation.of(options.distill, teacher, context.device)
+    # The metrics of gates that were trained before have a file of their own.
+    own = (
+        context.folder / "finetune" if options.epochs and (context.folder / "metrics.csv").exists() else None
+    )
+    where = own or context.folder
+    where.mkdir(exist_ok=True)
+    return train(
+        model,
+        data,
+        options,
+        objective=Classification(options.label_smoothing, distillation),
+        device=context.device,
+        seed=context.seed,
+        folder=where,
+        progress=context.progress,
     )
 
 
-def _measure(
-    request: Request,
-    models: tuple[AdaptiveModel, AdaptiveModel],
-    data: Data | None,
-    device: torch.device,
-    progress: Progress,
-) -> list[dict[str, Any]]:
-    """Accuracy, if there is data, time and size of each network, as a report has them."""
-    fast = [optimize(model, device) for model in models]
-    accuracies: list[float | None] = [None for _ in fast]
-    if data is not None:
-        size = request.run.batch_size
-        accuracies = [
-            evaluate(model, data.test, batch_size=size, device=device, progress=progress).accuracy
-            for model in fast
-        ]
-    with progress.stage("time"):
-        milliseconds = take_turns(fast, device)
-    return [
-        {"accuracy": accuracy, "milliseconds": taken, **size_of(model.backbone())}
-        for model, accuracy, taken in zip(models, accuracies, milliseconds, strict=True)
-    ]
+def _accuracy(
+    model: AdaptiveModel, data: Data | None, recipe: Recipe, device: torch.device, progress: Progress
+) -> float | None:
+    if data is None:
+        return None
+    fast = optimize(model, device)
+    size = recipe.run.batch_size
+    return evaluate(fast, data.test, batch_size=size, device=device, progress=progress).accuracy
+
+
+def _plan(recipe: Recipe, network: Network, pruned: Pruned) -> Plan:
+    options = recipe.model_dump(mode="json", include={"gates", "train", "prune"})
+    return Plan(
+        architecture=network.architecture.to_json(),
+        steps=(*network.steps, *pruned.steps),
+        method={"name": recipe.method, "options": options},
+        source=network.source,
+        base_macs=network.cost.total,
+    )

@@ -1,134 +1,69 @@
-"""Choosing channels and removing them: what `prune` would do to a network, checked against masking."""
+"""A pruned network held against what it must compute, and measured."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adaptify.assembly import remove
-from adaptify.errors import TargetError, UsageError, did_you_mean
-from adaptify.graph.channel_cost import ChannelCost
-from adaptify.graph.channels import Channels, find_channels
+from adaptify.errors import TargetError
 from adaptify.graph.cost import CostModel
-from adaptify.graph.importance import CRITERIA, score_channels
-from adaptify.graph.masking import mask_channels
 from adaptify.graph.program import compile_graph
-from adaptify.graph.removal_plan import keep_to_json
-from adaptify.graph.selection import Selection, select_channels
 from adaptify.graph.trace import Traced
 from adaptify.pipeline.prepare import Network
-from adaptify.plan import RemoveChannels
+from adaptify.plan import Step
 from adaptify.report.schema import PrunedLayer
 from adaptify.runtime.adaptive import AdaptiveModel
-from adaptify.training.taylor import taylor_scores
+from adaptify.training.history import History
 
 TOLERANCE = 1e-5
-"""How far the outputs of the pruned network may be from those of the masked one, relative to the largest."""
-
-FROM_IMAGES = MappingProxyType({"taylor": taylor_scores})
-"""Importance criteria that look at labelled images; those of `graph.importance.CRITERIA` look at weights."""
-
-IMPORTANCES = (*CRITERIA, *FROM_IMAGES)
-"""All importance criteria."""
+"""How far the outputs of the pruned network may be from those of the reference, relative to the largest."""
 
 _ROUNDS, _WARM_UP, _SECONDS = 50, 3, 4.0
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """A network without some of its channels.
+    """A network without some of its channels or blocks.
 
     Attributes:
-        channels: The channels of the network before.
-        selection: Which of them stay.
-        step: The same, as a step of a plan.
-        traced: The network after.
-        cost: Its MACs.
+        traced: The network; its tensors are copies.
+        steps: What was done to the network before, as steps of a plan.
+        macs: What it costs, as predicted before it was built.
+        reference: Maps images (N, C, H, W) to what it must yield: logits with the same channels masked.
+        judged_by: What channels were judged by, for the report.
+        round_to: Multiple of channels that was kept to.
+        frozen: Reason -> channel groups that lose nothing for it.
+        notes: What the user should know.
+        history: The training of the gates that chose, if gates did.
+        timing: What that took, in seconds.
     """
 
-    channels: Channels
-    selection: Selection
-    step: RemoveChannels
     traced: Traced
-    cost: CostModel
+    steps: tuple[Step, ...]
+    macs: int
+    reference: Callable[[Tensor], Tensor]
+    judged_by: str
+    round_to: int
+    frozen: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+    history: History | None = None
+    timing: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def cost(self) -> CostModel:
+        """Its MACs, counted."""
+        return CostModel(self.traced)
 
 
-def check_importance(importance: str) -> None:
-    """Check that there is such a criterion.
-
-    Raises:
-        UsageError: There is none.
-    """
-    if importance not in IMPORTANCES:
-        raise UsageError(
-            f"unknown importance criterion '{importance}'{did_you_mean(importance, IMPORTANCES)}",
-            f"Use one of: {', '.join(IMPORTANCES)}.",
-        )
-
-
-def judge(
-    channels: Channels,
-    importance: str,
-    batches: Iterable[tuple[Tensor, Tensor]] = (),
-    device: torch.device | str = "cpu",
-) -> dict[str, Tensor]:
-    """Return the scores (size,) of every removable group, by name; higher is more important.
-
-    Args:
-        channels: The channels of the network.
-        importance: One of `IMPORTANCES`.
-        batches: Images and labels on `device`, for a criterion of `FROM_IMAGES`.
-        device: Where to compute with them.
-
-    Raises:
-        UsageError: There is no such criterion.
-    """
-    check_importance(importance)
-    if importance in FROM_IMAGES:
-        return FROM_IMAGES[importance](channels, batches, device)
-    return score_channels(channels, importance)
-
-
-def remove_least(
-    network: Network,
-    target: float,
-    importance: str,
-    round_to: int,
-    batches: Iterable[tuple[Tensor, Tensor]] = (),
-    device: torch.device | str = "cpu",
-) -> Pruned:
-    """Remove the least important channels until `target` of the MACs are left.
-
-    Args:
-        network: The network.
-        target: Fraction of the MACs to keep.
-        importance: One of `IMPORTANCES`.
-        round_to: Multiple of channels to keep.
-        batches: As for `judge`.
-        device: Likewise.
-
-    Raises:
-        UsageError: One of the values makes no sense.
-        TargetError: No choice of channels is within 1% of the target.
-    """
-    channels = find_channels(network.traced)
-    cost = ChannelCost(channels, network.cost)
-    scores = judge(channels, importance, batches, device)
-    selection = select_channels(cost, scores, target, round_to=round_to)
-    step = RemoveChannels.model_validate({"keep": keep_to_json(channels, selection.keep)})
-    traced = remove(network.traced, step)
-    return Pruned(channels, selection, step, traced, CostModel(traced))
-
-
-def verify(pruned: Pruned, written: AdaptiveModel) -> float:
-    """Hold the network that was `written` against the masked one, and its MACs against the prediction.
+def verify(pruned: Pruned) -> float:
+    """Hold the network against its reference, and its MACs against the prediction.
 
     Returns:
         The largest difference of their outputs for random images, relative to the largest output.
@@ -137,26 +72,22 @@ def verify(pruned: Pruned, written: AdaptiveModel) -> float:
         TargetError: They differ.
     """
     images = torch.randn(2, *pruned.traced.input_shape, generator=torch.Generator().manual_seed(0))
-    masked = _outputs(mask_channels(pruned.channels, pruned.selection.keep), images)
-    scale = masked.abs().max().clamp_min(torch.finfo(masked.dtype).tiny)
-    difference = float((_outputs(written.backbone(), images) - masked).abs().max() / scale)
+    with torch.inference_mode():
+        wanted = pruned.reference(images)
+        found = compile_graph(pruned.traced.graph)(pruned.traced.root.eval(), images)
+    scale = wanted.abs().max().clamp_min(torch.finfo(wanted.dtype).tiny)
+    difference = float((found - wanted).abs().max() / scale)
     if not difference <= TOLERANCE:
         raise TargetError(
             f"the pruned network differs from the masked one by {difference:.2g} of the largest output",
             "This is a bug in adaptify: nothing was written. Please report it with `adaptify env`.",
         )
-    if written.cost.total != pruned.selection.macs:
+    if pruned.cost.total != pruned.macs:
         raise TargetError(
-            f"the pruned network costs {written.cost.total:,} MACs instead of {pruned.selection.macs:,}",
+            f"the pruned network costs {pruned.cost.total:,} MACs instead of {pruned.macs:,}",
             "This is a bug in adaptify: nothing was written. Please report it with `adaptify env`.",
         )
     return difference
-
-
-def _outputs(traced: Traced, images: Tensor) -> Tensor:
-    with torch.inference_mode():
-        result: Tensor = compile_graph(traced.graph)(traced.root.eval(), images)
-    return result
 
 
 def pruned_layers(network: Network, pruned: Pruned) -> list[PrunedLayer]:

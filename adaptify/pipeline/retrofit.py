@@ -7,6 +7,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from adaptify.assembly import Adapted, assemble
 from adaptify.environment import describe_environment
@@ -19,7 +20,7 @@ from adaptify.pipeline.job import Job
 from adaptify.pipeline.prepare import (
     Network,
     classes_of,
-    make_method,
+    make_gating_method,
     open_network,
     open_recipe_data,
     plan_for,
@@ -31,6 +32,7 @@ from adaptify.report.html import write_html
 from adaptify.report.schema import Report, write_report
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.device import pick_device
+from adaptify.runtime.gated import GatedModel
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def preview(recipe: Recipe) -> Preview:
         AdaptifyError: Whatever makes the work impossible.
     """
     network = open_network(recipe.model, recipe.data)
-    steps = make_method(recipe).place(network.traced, network.cost, classes_of(network))
+    steps = make_gating_method(recipe).place(network.traced, network.cost, classes_of(network))
     model = assemble(network.traced, steps).eval()
     if isinstance(model, AdaptiveModel):
         check_target(recipe.calibrate, model)
@@ -90,7 +92,7 @@ def retrofit(
     for note in network.notes:
         progress.note(note)
     data = open_recipe_data(recipe, network.architecture.input, model.num_classes, progress=progress)
-    method = make_method(recipe)
+    method = make_gating_method(recipe)
     stem = f"{network.architecture.name.partition(':')[2].replace(':', '.')}-{recipe.method}"
     with folder.new_run(stem, output=output, force=force) as run:
         context = FitContext(
@@ -106,3 +108,31 @@ def retrofit(
         write_report(report, run.work / folder.REPORT)
         write_html(report, run.work / folder.PAGE)
     return Retrofitted(run.final, report)
+
+
+def exits_rows(model: AdaptiveModel) -> list[dict[str, Any]]:
+    """The exits that are placed in `model`: where, and the MACs of a sample that leaves there."""
+    return [
+        {
+            "name": item.site.name,
+            "channels": item.site.channels,
+            "macs_before": item.site.macs_before,
+            "gate_macs": gate,
+            "macs": macs,
+        }
+        for item, gate, macs in zip(model.exits, model.gate_macs, model.exit_macs(), strict=False)
+    ]
+
+
+def gates_rows(model: GatedModel) -> list[dict[str, Any]]:
+    """The gates that are placed in `model`: where, and the MACs with all of one site closed."""
+    return [
+        {
+            "name": site.name,
+            "position": site.position,
+            "channels": site.size,
+            "gates": site.gates,
+            "macs_closed": model.gate_cost.without(index),
+        }
+        for index, site in enumerate(model.sites)
+    ]

@@ -98,6 +98,10 @@ class GatedModel(NetworkView):
         count = images.shape[0]
         return Decisions(logits, _by_sample(odds, count), _by_sample(gates, count))
 
+    def odds(self) -> Tensor:
+        """Log-odds (K,) of gates that look at nothing, without running the network."""
+        return torch.cat([decider.module() for decider in self.deciders]).detach().cpu()
+
     def policy_json(self) -> dict[str, Any]:
         """The policy as JSON."""
         return self.policy.to_json()
