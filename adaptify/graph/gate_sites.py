@@ -94,9 +94,6 @@ def _positions(
     streams |= {("write", end) for item in adapters for end in (item.scatter, item.shortcut_scatter)}
     nodes = {node.name: node for node in channels.traced.graph.nodes}
     found: dict[str, tuple[Position | None, BlockSite | None]] = {}
-    for group in channels.groups:
-        if any((member.kind, member.target) in streams for member in group.members):
-            found[group.name] = (None, None)
     for block in blocks:
         inside = nodes_between(nodes[block.source], nodes[block.branch])
         written = {("write", str(node.target)) for node in inside if node.op == "call_module"}
@@ -113,4 +110,7 @@ def _positions(
                 (groups.shortcut_output, "shortcut"),
             )
             found |= {name: (position, block) for names, position in named for name in names}
+    for group in channels.groups:
+        if any((member.kind, member.target) in streams for member in group.members):
+            found[group.name] = (None, None)
     return found

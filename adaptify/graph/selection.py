@@ -141,9 +141,9 @@ class _Chunks:
 
     def macs(self, counts: Tensor) -> int:
         """Return the exact MACs when the groups keep `counts` (G,) channels."""
-        if not self.emptiable:
+        if not self.emptiable and not self.cost.channels.rows:
             return int(self.cost.of_counts(counts))
-        # What an empty group takes with it, and what leaves a stream with it, has to be looked for.
+        # What an empty group takes with it, and what leaves a stream with a row, has to be looked for.
         return self.cost.macs(self.masks(counts))
 
     def _first(self, count: int) -> Tensor:

@@ -10,7 +10,7 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,10 @@ class Traced:
     graph: fx.Graph
     input_shape: tuple[int, int, int]
     notes: tuple[str, ...] = ()
+
+    def with_own_tensors(self) -> Traced:
+        """Return the same network with copies of all its tensors: training it leaves this one alone."""
+        return replace(self, root=share_copy(self.root, torch.Tensor.clone))
 
     def node(self, name: str) -> fx.Node:
         """Return the node called `name`.

@@ -143,7 +143,7 @@ def plan_gates(recipe: Recipe, network: Network) -> tuple[GatedModel, tuple[Step
     method = make_method(recipe)
     assert isinstance(method, GatingMethod)
     steps = method.place(network.traced, network.cost, classes_of(network))
-    model = assemble(network.traced, steps)
+    model = assemble(network.traced.with_own_tensors(), steps)
     if not isinstance(model, GatedModel) or model.per_sample:
         raise UsageError(
             f"{recipe.method} with these options decides for each image: nothing can be removed for all",
