@@ -56,8 +56,9 @@ def find_channel_sites(
 ) -> tuple[GateSite, ...]:
     """Return the sites of channel gates, in the order of the network.
 
-    Inside of residual branches a site can lose all its channels: the stream goes on. Elsewhere (in projections
-    too) the first gate's channels have no gate, so that something is left. Streams themselves are not gated.
+    Inside of residual branches a site can lose all its channels: the stream goes on. Elsewhere (in
+    projections too) the first gate's channels have no gate, so that something is left. Streams themselves
+    are not gated.
 
     Args:
         channels: The channels of the network; its residual blocks decoupled where they are to be gated.

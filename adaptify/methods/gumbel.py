@@ -18,7 +18,6 @@ from torch import Tensor
 from adaptify.data import Data
 from adaptify.errors import ModelError, UsageError
 from adaptify.graph.channels import find_channels
-from adaptify.graph.copying import share_copy
 from adaptify.graph.cost import CostModel
 from adaptify.graph.decouple import decouple, find_adapters
 from adaptify.graph.gate_sites import POSITIONS, GateSite, find_channel_sites, find_layer_sites
@@ -228,6 +227,6 @@ def _place(site: GateSite) -> GatePlace:
 def _teacher(model: GatedModel, device: torch.device) -> Callable[[Tensor], Any]:
     """The network as it was before training, without gates."""
     backbone = model.backbone()
-    root = share_copy(backbone.root, Tensor.clone).to(device).eval().requires_grad_(False)
+    root = backbone.with_own_tensors().root.to(device).eval().requires_grad_(False)
     run = compile_graph(backbone.graph)
     return lambda images: run(root, images)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adaptify.errors import UsageError
+from adaptify.errors import AdaptifyError, UsageError
 
 RUNS = Path("runs")
 MODEL = "model.safetensors"
@@ -18,6 +18,8 @@ PAGE = "report.html"
 RECIPE = "recipe.yaml"
 RECORDS = "records.safetensors"
 ENVIRONMENT = "env.json"
+METRICS = "metrics.csv"
+CHECKPOINTS = "checkpoints"
 
 
 class NewRun:
@@ -35,7 +37,9 @@ class NewRun:
 
 @contextmanager
 def new_run(stem: str, *, output: Path | None = None, force: bool = False) -> Iterator[NewRun]:
-    """Make a run folder that appears when the block succeeds and leaves nothing behind when it fails.
+    """Make a run folder that appears when the block succeeds.
+
+    When it fails, nothing is left behind but the checkpoints of a training, in `<folder>.unfinished`.
 
     Args:
         stem: Beginning of its name: `runs/<stem>-NNN`.
@@ -55,8 +59,26 @@ def new_run(stem: str, *, output: Path | None = None, force: bool = False) -> It
             run.final.rename(old)
         run.work.rename(run.final)
         shutil.rmtree(old, ignore_errors=True)
+    except BaseException as error:
+        _keep_training(run, error)
+        raise
     finally:
         shutil.rmtree(run.work, ignore_errors=True)
+
+
+def _keep_training(run: NewRun, error: BaseException) -> None:
+    """Leave the weights of a training that did not end well where they can be found: hours went into them."""
+    if not any((run.work / CHECKPOINTS).glob("*")):
+        return
+    names = (f"{run.final.name}.unfinished{number}" for number in ("", *range(2, 1000)))
+    kept = next(path for name in names if not (path := run.final.with_name(name)).exists())
+    kept.mkdir()
+    for name in (CHECKPOINTS, METRICS):
+        if (run.work / name).exists():
+            (run.work / name).rename(kept / name)
+    if isinstance(error, AdaptifyError):
+        error.message = error.message.replace(str(run.work), str(kept))
+        error.hint = error.hint.replace(str(run.work), str(kept))
 
 
 def check_output(output: Path | None, *, force: bool) -> None:

@@ -118,7 +118,7 @@ class GatedModel(NetworkView):
 
     @cached_property
     def decider_macs(self) -> int:
-        """MACs that deciding takes for one sample; none where gates look at nothing, as they can be frozen."""
+        """MACs of deciding for one sample; none where gates look at nothing, as they can be frozen."""
         macs = 0
         for decider in self.deciders:
             if decider.source is not None:

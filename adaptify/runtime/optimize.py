@@ -8,10 +8,9 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from adaptify.graph.copying import share_copy
 from adaptify.graph.trace import Traced
 from adaptify.runtime.adaptive import AdaptiveModel, Exit
 from adaptify.runtime.fuse import can_fuse, fuse_convolutions
@@ -28,7 +27,7 @@ def optimize(model: AdaptiveModel, device: torch.device | str = "cpu") -> Adapti
     """
     device = torch.device(device)
     backbone = model.backbone()
-    own = replace(backbone, root=share_copy(backbone.root, Tensor.clone))
+    own = backbone.with_own_tensors()
     sites = {item.site.node for item in model.exits}
     fast = fold_batchnorm(own, keep=sites)
     fast.root.requires_grad_(False).to(device)

@@ -1,6 +1,7 @@
-"""What gates are trained towards: how much of the network a batch may use (Herrmann et al., sections 3 and S1).
+"""What gates are trained towards: how much of the network a batch may use.
 
-Notation: N samples in a batch, K gates, t the target, Q what the batch used of what gates can close, in [0, 1].
+The losses of Herrmann et al. (ECCV 2020), sections 3 and S1. Notation: N samples in a batch, K gates, t the
+target, Q what the batch used of what gates can close, in [0, 1].
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def activation(gates: Tensor) -> Tensor:
 
 
 def macs_used(gates: Tensor, cost: GateCost) -> Tensor:
-    """Q of the FLOPs loss: the mean MACs of the batch, 0 with all gates (K,) or (N, K) closed, 1 with all open."""
+    """Q of the FLOPs loss: the mean MACs for gates (K,) or (N, K), 0 with all closed and 1 with all open."""
     return ((cost(gates.double()).mean() - cost.least) / (cost.total - cost.least)).float()
 
 
