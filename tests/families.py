@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from gated_nets import gated
 from torch import Tensor, nn
 
 from adaptify.graph.copying import share_copy
 from adaptify.graph.cost import CostModel
 from adaptify.graph.program import compile_graph
 from adaptify.graph.trace import Traced, trace
+from adaptify.runtime.gated import GatedModel
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,20 @@ def with_own_state() -> Callable[[nn.Module], nn.Module]:
     return own_state
 
 
+def scramble(model: nn.Module) -> nn.Module:
+    """Give `model` weights under which no channel is like another, and no branch next to nothing."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(0, 0.2, generator=generator)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5, generator=generator)  # type: ignore[union-attr]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() <= 1 or float(parameter.std()) < 1e-3:
+                parameter.uniform_(0.2, 1.0, generator=generator)
+    return model.eval()
+
+
 def evaluate(traced: Traced, images: Tensor, *, training: bool = False, seed: int = 0) -> Tensor:
     """Run the whole graph of `traced` on `images`."""
     torch.manual_seed(seed)
@@ -119,3 +136,10 @@ def evaluate(traced: Traced, images: Tensor, *, training: bool = False, seed: in
 def run_graph() -> Callable[..., Tensor]:
     """The function that runs a traced network."""
     return evaluate
+
+
+@pytest.fixture(scope="session")
+def gated_family(family: Family) -> GatedModel:
+    """Each family, with weights under which all channels matter, behind gates for its channels."""
+    traced = trace(scramble(copy.deepcopy(family.model)), family.input_shape)
+    return gated(traced, family.cost)

@@ -334,7 +334,7 @@ def test_other_channels_than_those_of_the_tensors_are_refused(pruned: AdaptiveMo
     with pytest.raises(ModelError, match="do not fit the plan"):
         adaptify.load(path)
     rewrite(path, steps=steps[::-1])
-    with pytest.raises(ModelError, match="after it has put an exit at layer2"):
+    with pytest.raises(ModelError, match="after it has put gates into it"):
         adaptify.load(path)
     rewrite(path, steps=[{"op": "remove_everything"}])
     with pytest.raises(ModelError, match=r"damaged at steps\.0"):

@@ -125,7 +125,7 @@ def prune(
       adaptify prune resnet56.th --target 0.5 --data cifar10:data
       adaptify prune runs/resnet56-gumbel-001 --target 0.4
       adaptify prune model.pth --target 0.7 --importance bn_scale --dry-run
-      adaptify prune resnet56.th --target 0.5 --importance taylor --finetune 10 --data cifar10:data
+      adaptify prune r56.th -t 0.5 --importance taylor --finetune 10 --data imgs
     """
     from adaptify.cli import values
     from adaptify.cli.console import Console

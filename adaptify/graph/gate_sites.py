@@ -7,12 +7,14 @@ inside ("channels"), what it adds to the stream ("output"), and what a projectio
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor, fx
+
 from adaptify.graph.channels import Channels
-from adaptify.graph.decouple import find_adapters, find_block_groups
+from adaptify.graph.decouple import find_block_groups
 from adaptify.graph.sites import BlockSite, nodes_between
 
 Position = Literal["channels", "input", "output", "shortcut", "layer"]
@@ -52,7 +54,7 @@ class GateSite:
 
 
 def find_channel_sites(
-    channels: Channels, blocks: Iterable[BlockSite], *, positions: Collection[Position], filters: int | None
+    channels: Channels, blocks: Sequence[BlockSite], *, positions: Collection[Position], filters: int | None
 ) -> tuple[GateSite, ...]:
     """Return the sites of channel gates, in the order of the network.
 
@@ -86,13 +88,10 @@ def find_layer_sites(blocks: Sequence[BlockSite]) -> tuple[GateSite, ...]:
 
 
 def _positions(
-    channels: Channels, blocks: Iterable[BlockSite]
+    channels: Channels, blocks: Sequence[BlockSite]
 ) -> Mapping[str, tuple[Position | None, BlockSite | None]]:
     """Group name -> its position and block, for groups in blocks; no position for streams."""
     ends = find_block_groups(channels)
-    adapters = find_adapters(channels.traced)
-    streams = {("read", end) for item in adapters for end in (item.gather, item.shortcut_gather)}
-    streams |= {("write", end) for item in adapters for end in (item.scatter, item.shortcut_scatter)}
     nodes = {node.name: node for node in channels.traced.graph.nodes}
     found: dict[str, tuple[Position | None, BlockSite | None]] = {}
     for block in blocks:
@@ -111,7 +110,16 @@ def _positions(
                 (groups.shortcut_output, "shortcut"),
             )
             found |= {name: (position, block) for names, position in named for name in names}
-    for group in channels.groups:
-        if any((member.kind, member.target) in streams for member in group.members):
-            found[group.name] = (None, None)
+    for block in blocks:
+        for end in (block.source, block.add):
+            found |= {name: (None, None) for name in _groups_at(channels, nodes[end])}
     return found
+
+
+def _groups_at(channels: Channels, node: fx.Node) -> list[str]:
+    """Names of the groups whose channels are in the value of `node`."""
+    labels = channels.propagation.values[node]
+    if not isinstance(labels, Tensor):
+        return []
+    numbers = channels.grouping.group[channels.movements.of(labels).unique()].unique().tolist()
+    return [channels.groups[number].name for number in numbers if number >= 0]

@@ -147,8 +147,10 @@ class _Insertion:
     def _scale_reader(self, decider: Decider, target: str, table: Tensor, padded: fx.Node) -> None:
         assert self.channels is not None
         layer = self.root.get_submodule(target)
-        name = f"reads_{decider.name}_{target.replace('.', '_')}"
-        self.root.get_submodule(self.folder).register_buffer(name, table, persistent=False)
+        tables = self.root.get_submodule(self.folder)
+        # Numbered, as names with and without dots may be alike otherwise.
+        name = f"reads_{len(tables._buffers)}"
+        tables.register_buffer(name, table, persistent=False)
         with self.graph.inserting_after(padded):
             index = self.graph.get_attr(f"{self.folder}.{name}")
         with self.graph.inserting_after(index):

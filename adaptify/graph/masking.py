@@ -39,7 +39,7 @@ def mask_channels(channels: Channels, keep: Mapping[str, Tensor]) -> Traced:
             kept[channels.classes.of[use.labels]], root.get_submodule(use.target), use.nodes[0]
         )
         mask = mask.to(device)
-        name = use.target.replace(".", "_")
+        name = f"mask_{len(masks._buffers)}"  # dotted names are not allowed, and may be alike without dots
         masks.register_buffer(name, mask, persistent=False)
         for node in use.nodes:
             _multiply_input(graph, nodes[node.name], f"channel_masks.{name}")

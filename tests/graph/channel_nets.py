@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
+from families import scramble
 from torch import Tensor, nn
 
 from adaptify.graph.channel_cost import ChannelCost
@@ -36,20 +37,6 @@ def conv(inputs: int, outputs: int, kernel: int = 3, **options: object) -> nn.Co
 def analyse(model: nn.Module, shape: tuple[int, int, int] = (3, 8, 8)) -> Channels:
     """Channels of `model` in evaluation mode, with random values in everything that starts as a constant."""
     return find_channels(trace(scramble(model), shape))
-
-
-def scramble(model: nn.Module) -> nn.Module:
-    """Give `model` weights under which no channel is like another, and no branch next to nothing."""
-    generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.running_mean.normal_(0, 0.2, generator=generator)  # type: ignore[union-attr]
-            module.running_var.uniform_(0.5, 1.5, generator=generator)  # type: ignore[union-attr]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() <= 1 or float(parameter.std()) < 1e-3:
-                parameter.uniform_(0.2, 1.0, generator=generator)
-    return model.eval()
 
 
 def sizes(channels: Channels) -> dict[str, int]:

@@ -51,7 +51,7 @@ def fitted(network: nn.Module, data: Data, tmp_path: Path, **gates: object):
     traced = trace(network, DIGITS.input.shape)
     steps = method.place(traced, CostModel(traced), 10)
     model = AdaptiveModel(traced, place_exits(traced, steps)).eval()
-    fit = method.fit(model, data, FitContext(torch.device("cpu"), 256, 0, tmp_path))
+    fit = method.fit(model, data, FitContext(torch.device("cpu"), 256, 0, tmp_path, tmp_path))
     return method, model, fit
 
 
@@ -114,7 +114,7 @@ def test_augmented_passes_and_pooling_are_options(network: nn.Module, data: Data
     steps = method.place(traced, CostModel(traced), 10)
     assert [(step.site, step.pool) for step in steps] == [("layer1", 2)]
     model = AdaptiveModel(traced, place_exits(traced, steps)).eval()
-    fit = method.fit(model, data, FitContext(torch.device("cpu"), 256, 0, tmp_path))
+    fit = method.fit(model, data, FitContext(torch.device("cpu"), 256, 0, tmp_path, tmp_path))
     assert model.exits[0].head.linear.in_features == 16 * 4
     assert fit.test.scores.shape == (1, len(data.test))
 
