@@ -11,8 +11,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, fx
-
 from adaptify.graph.channels import Channels
 from adaptify.graph.decouple import find_block_groups
 from adaptify.graph.sites import BlockSite, nodes_between
@@ -112,14 +110,5 @@ def _positions(
             found |= {name: (position, block) for names, position in named for name in names}
     for block in blocks:
         for end in (block.source, block.add):
-            found |= {name: (None, None) for name in _groups_at(channels, nodes[end])}
+            found |= dict.fromkeys(channels.groups_at(nodes[end]), (None, None))
     return found
-
-
-def _groups_at(channels: Channels, node: fx.Node) -> list[str]:
-    """Names of the groups whose channels are in the value of `node`."""
-    labels = channels.propagation.values[node]
-    if not isinstance(labels, Tensor):
-        return []
-    numbers = channels.grouping.group[channels.movements.of(labels).unique()].unique().tolist()
-    return [channels.groups[number].name for number in numbers if number >= 0]
