@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from adaptify.graph.copying import share_copy
 from adaptify.graph.cost import CostModel
 from adaptify.graph.program import compile_graph
+from adaptify.graph.sites import find_blocks
 from adaptify.graph.trace import Traced, trace
 from adaptify.runtime.gated import GatedModel
 
@@ -138,8 +139,29 @@ def run_graph() -> Callable[..., Tensor]:
     return evaluate
 
 
+class GatedFamily:
+    """A family with weights under which all channels matter, and with gates."""
+
+    def __init__(self, family: Family) -> None:
+        self.name = family.name
+        self.images = family.images
+        self.cost = family.cost
+        self.traced = trace(scramble(copy.deepcopy(family.model)), family.input_shape)
+        self.blocks = find_blocks(self.traced, self.cost)
+
+    @functools.cached_property
+    def channels(self) -> GatedModel:
+        """With channel gates that look at nothing."""
+        return gated(self.traced, self.cost)
+
+    def layers(self) -> GatedModel:
+        """With layer gates that look at nothing; skips the test where there are no blocks."""
+        if not self.blocks:
+            pytest.skip("no residual blocks")
+        return gated(self.traced, self.cost, granularity="layer")
+
+
 @pytest.fixture(scope="session")
-def gated_family(family: Family) -> GatedModel:
-    """Each family, with weights under which all channels matter, behind gates for its channels."""
-    traced = trace(scramble(copy.deepcopy(family.model)), family.input_shape)
-    return gated(traced, family.cost)
+def gated_family(family: Family) -> GatedFamily:
+    """Each of the families with gates; not to be trained."""
+    return GatedFamily(family)
