@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from adaptify import recipe_library
+from adaptify.assembly import assemble
 from adaptify.cli.main import main
 from adaptify.errors import RecipeError
 from adaptify.graph.cost import CostModel
 from adaptify.graph.trace import trace
 from adaptify.models.registry import resolve as resolve_architecture
-from adaptify.pipeline.prepare import make_method
+from adaptify.pipeline.prepare import make_gating_method
 from adaptify.recipe import check
 from adaptify.recipe_library import FOLDER, Listed, find_recipe, list_recipes, recipe_names
 
@@ -36,7 +37,7 @@ def test_recipe_opens_with_the_command_that_runs_it_and_what_to_expect(name: str
     commands = [line.split() for line in comment if line.startswith("#   adaptify ")]
     assert len(commands) == 1
     words = commands[0]
-    assert words[2] == "retrofit"
+    assert words[2] == ("prune" if "prune:" in lines else "retrofit")
     assert words[words.index("--recipe") + 1] == name
     assert "--data" in words or "data:" in lines  # nothing that is needed is missing
     assert any("measured" in line.lower() for line in comment)
@@ -49,8 +50,11 @@ def test_the_gates_of_a_recipe_have_a_place_in_its_network(name: str) -> None:
     torch.manual_seed(0)
     architecture = resolve_architecture(recipe.model.arch, recipe.model.arch_kwargs)
     traced = trace(architecture.build().eval(), architecture.input.shape)
-    steps = make_method(recipe).place(traced, CostModel(traced), 10)
-    assert tuple(step.site for step in steps) == recipe.gates.model_dump()["sites"]
+    steps = make_gating_method(recipe).place(traced, CostModel(traced), 10)
+    wanted = recipe.gates.model_dump().get("sites")
+    if wanted is not None:
+        assert tuple(step.site for step in steps) == wanted
+    assert assemble(traced, steps).gate_parameters
 
 
 def test_a_file_comes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
