@@ -56,9 +56,9 @@ def test_ci_takes_the_steps_of_the_second_one_in_their_order() -> None:
     assert lines[-1] == 'exit "$failed"'
 
 
-def test_the_walk_through_goes_from_inspect_to_report() -> None:
+def test_the_walk_through_goes_from_inspect_to_prune() -> None:
     commands = [command.split()[0] for command, _ in walk_through()]
-    assert commands == ["inspect", "retrofit", "calibrate", "evaluate", "report"]
+    assert commands == ["inspect", "retrofit", "calibrate", "evaluate", "report", "prune"]
 
 
 def test_links_lead_to_files() -> None:

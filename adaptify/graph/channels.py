@@ -20,15 +20,16 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from adaptify.errors import ModelError, did_you_mean
 from adaptify.graph.adapter_rules import Rows, close, find_rows, freeze_streams
 from adaptify.graph.grouping import ChannelGroup, Grouping, form_groups
-from adaptify.graph.labels import Classes
+from adaptify.graph.labels import Classes, compact
 from adaptify.graph.movement import Movements
 from adaptify.graph.propagation import Propagation
 from adaptify.graph.rule_tables import find_rule
+from adaptify.graph.sites import ADDITIONS
 from adaptify.graph.trace import Traced
 
 _OTHER_NETWORK = "The masks were made for another network, or another version of it."
@@ -84,6 +85,21 @@ class Channels:
             if group.frozen_reason is not None:
                 found.setdefault(group.frozen_reason, []).append(group.name)
         return MappingProxyType({reason: tuple(names) for reason, names in found.items()})
+
+    @cached_property
+    def streams(self) -> frozenset[str]:
+        """Names of the groups with channels that several layers add to, as in residual networks."""
+        return frozenset(
+            name for node in self.traced.graph.nodes if _adds_up(node) for name in self.groups_at(node)
+        )
+
+    def groups_at(self, node: fx.Node) -> list[str]:
+        """Return the names of the groups whose channels are in the value of `node`."""
+        labels = self.propagation.values[node]
+        if not isinstance(labels, Tensor):
+            return []
+        numbers = self.grouping.group[self.classes.of[compact(labels)[0]]].unique().tolist()
+        return [self.groups[number].name for number in numbers if number >= 0]
 
     def group(self, name: str) -> ChannelGroup:
         """Return the group called `name`.
@@ -161,6 +177,16 @@ class Channels:
         order = order[self.grouping.group[order] >= 0]
         parts = order.split([group.size for group in self.groups])
         return {group.name: part for group, part in zip(self.groups, parts, strict=True)}
+
+
+def _adds_up(node: fx.Node) -> bool:
+    """Whether `node` adds two computed values of the same shape; a bias is none."""
+    operands = node.all_input_nodes
+    return (
+        node.target in ADDITIONS
+        and len(operands) == 2
+        and all(x.op != "get_attr" and x.meta["shape"] == node.meta["shape"] for x in operands)
+    )
 
 
 def find_channels(traced: Traced) -> Channels:

@@ -3,6 +3,7 @@
 Every member of a group (the layers that write its channels, those that read them, their BatchNorms) gives
 each channel a score. The scores of one member are divided by their mean, so that members count alike whatever
 their scale, and averaged over the members: the scores of a group have mean 1, and groups can be compared.
+Those of residual streams are doubled: their channels go after the ones inside the blocks.
 """
 
 from __future__ import annotations
@@ -23,9 +24,15 @@ from adaptify.graph.propagation import attribute
 Criterion = Callable[[str, Any], Tensor | None]
 """(kind of the member, its module) -> scores (positions,), or None where the criterion has nothing to say."""
 
+STREAM_WEIGHT = 2.0
+"""How much more a channel of a residual stream counts than one that a single block knows."""
+
 
 def score_channels(channels: Channels, criterion: str = "l2") -> dict[str, Tensor]:
     """Return the scores (size,) of every removable group, by name; higher is more important.
+
+    Their mean is 1, and `STREAM_WEIGHT` for residual streams. What is taken from a stream is missing in every
+    block along it, and training on does not bring as much of it back.
 
     Args:
         channels: The channels of the network, with its trained weights.
@@ -47,7 +54,8 @@ def score_channels(channels: Channels, criterion: str = "l2") -> dict[str, Tenso
             # The last scorer has an answer to every layer with weights; to a stream that adapters alone
             # read and write there is none, and its channels are all alike.
             answers = (found for scorer in scorers if (found := scorer.score(group)) is not None)
-            scores[group.name] = next(answers, torch.ones(group.size))
+            weight = STREAM_WEIGHT if group.name in channels.streams else 1.0
+            scores[group.name] = weight * next(answers, torch.ones(group.size))
     return scores
 
 
@@ -102,8 +110,9 @@ def _l1(kind: str, module: Any) -> Tensor | None:
 
 
 def _l2(kind: str, module: Any) -> Tensor | None:
-    """Euclidean norm of a filter."""
-    return _norm(kind, module, 2)
+    """Squared Euclidean norm of a filter."""
+    norms = _norm(kind, module, 2)
+    return None if norms is None else norms.square()
 
 
 def _bn_scale(kind: str, module: Any) -> Tensor | None:

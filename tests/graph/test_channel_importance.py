@@ -12,7 +12,7 @@ from torch import nn
 from adaptify.errors import TargetError, UsageError
 from adaptify.graph.channel_cost import ChannelCost
 from adaptify.graph.channels import find_channels
-from adaptify.graph.importance import CRITERIA, score_channels
+from adaptify.graph.importance import CRITERIA, STREAM_WEIGHT, score_channels
 from adaptify.graph.selection import TOLERANCE, select_channels
 from adaptify.graph.trace import trace
 from adaptify.models.cifar_resnet import CifarResNet
@@ -37,7 +37,8 @@ def _chain() -> Net:
     [
         # Filters 1, 2, 6 have mean 3; columns of the head 7, 0, 7 have mean 14 / 3.
         ("l1", [(1 / 3 + 1.5) / 2, (2 / 3 + 0) / 2, (2 + 1.5) / 2]),
-        ("l2", [(1 / 3 + 1.5) / 2, (2 / 3 + 0) / 2, (2 + 1.5) / 2]),
+        # Squares 1, 4, 36 have mean 41 / 3, those of the columns 25, 0, 25 mean 50 / 3.
+        ("l2", [(3 / 41 + 1.5) / 2, (12 / 41 + 0) / 2, (108 / 41 + 1.5) / 2]),
         ("bn_scale", [0.5, 2.0, 0.5]),
         # Distances 1 + 5, 1 + 4, 5 + 4 have mean 20 / 3.
         ("fpgm", [0.9, 0.75, 1.35]),
@@ -56,11 +57,26 @@ def test_groups_without_batch_norm_are_scored_by_their_filters():
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_scores_of_every_group_have_mean_one(criterion, build_family):
+def test_scores_of_every_group_have_the_same_mean_but_for_streams(criterion, build_family):
     channels = find_channels(build_family("mobilenet_v3_small").traced)
+    # Depthwise convolutions and squeeze-and-excitation write channels again, but add nothing to them.
+    streams = {"features.2.block.2.0", "features.4.block.3.0", "features.7.block.3.0", "features.9.block.3.0"}
     for name, scores in score_channels(channels, criterion).items():
         assert scores.shape == (channels.group(name).size,)
-        assert float(scores.mean()) == pytest.approx(1, abs=1e-4)
+        assert float(scores.mean()) == pytest.approx(STREAM_WEIGHT if name in streams else 1, abs=1e-4)
+
+
+def test_a_bias_makes_no_stream():
+    net = Net(
+        lambda m, x: m.head((m.a(x) + m.bias).mean((2, 3)) + m.b(x).mean((2, 3))),
+        a=conv(3, 4),
+        b=conv(3, 4),
+        head=nn.Linear(4, 2),
+    )
+    net.bias = nn.Parameter(torch.randn(1, 4, 1, 1))
+    assert analyse(net).streams == {"a"}
+    net.function = lambda m, x: m.head((m.a(x) + m.bias).mean((2, 3)))
+    assert analyse(net).streams == frozenset()
 
 
 def test_an_unknown_criterion_is_named():
@@ -87,6 +103,19 @@ def test_the_best_channels_are_kept():
     for name, mask in selection.keep.items():
         if not mask.all():
             assert float(scores[name][mask].min()) >= float(scores[name][~mask].max())
+
+
+def test_streams_go_after_the_channels_inside_blocks():
+    channels = analyse(CifarResNet(blocks=2, shortcut="A"), (3, 32, 32))
+    scores = score_channels(channels)
+    assert channels.streams == {"conv1", "layer2.0.conv2", "layer3.0.conv2"}
+    keep = select_channels(ChannelCost(channels), scores, 0.5, round_to=1).keep
+    for name, mask in keep.items():
+        assert bool(mask.all()) == (name in channels.streams), name
+    # Where what is inside of the blocks does not suffice, streams become narrower too.
+    keep = select_channels(ChannelCost(channels), scores, 0.05, round_to=1).keep
+    assert any(not bool(keep[name].all()) for name in channels.streams)
+    assert all(bool(mask.any()) for mask in keep.values())
 
 
 def test_a_selection_is_what_the_pruned_network_costs():

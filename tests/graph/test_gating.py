@@ -55,19 +55,6 @@ def test_families_stay_the_same_behind_open_gates_and_closed_ones_are_masks(
     assert difference(found.logits, opened.logits) > 1e-3
 
 
-def test_layer_gates_close_the_blocks_of_families(gated_family: GatedFamily) -> None:
-    model, blocks, images = gated_family.layers(), gated_family.blocks, gated_family.images
-    assert [site.name for site in model.sites] == [block.name for block in blocks]
-    gates = some(len(blocks))
-    with torch.no_grad():
-        opened = model.decide(images, torch.ones_like)
-        found = model.decide(images, fixed(gates))
-    assert torch.equal(opened.logits, run(gated_family.traced, images))
-    closed = [block for block, gate in zip(blocks, gates, strict=True) if not gate]
-    left = remove_blocks(gated_family.traced, closed)
-    assert difference(found.logits, run(left, images)) <= 1e-6
-
-
 def check_samples(family: GatedFamily) -> None:
     """Each sample has channels of its own."""
     model = gated(family.traced, family.cost, kind="dependent")
