@@ -106,8 +106,10 @@ def _freeze_channels(
     if moved or not _is_rounded(channels, keep, round_to):
         scores = {group.name: torch.full((group.size,), _UNGATED) for group in channels.removable}
         scores |= {name: score.float() for name, score in _by_channel(model, odds, _UNGATED).items()}
-        emptiable = [site.name for site in model.sites if not site.always_open]
-        selection = select_channels(cost, scores, goal, round_to=round_to, emptiable=emptiable)
+        # What has no gate is not for the taking.
+        least = {group.name: group.size for group in channels.removable}
+        least |= {site.name: site.always_open for site in model.sites}
+        selection = select_channels(cost, scores, goal, round_to=round_to, least=least)
         keep, macs = selection.keep, selection.macs
     step = RemoveChannels.model_validate({"keep": keep_to_json(channels, keep)})
     masked = mask_channels(channels, keep)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +41,7 @@ def select_channels(
     target: float,
     *,
     round_to: int = 16,
-    emptiable: Collection[str] = (),
+    least: Mapping[str, int] | None = None,
 ) -> Selection:
     """Keep the channels with the highest scores, over all groups, within `target` of the MACs.
 
@@ -53,7 +53,7 @@ def select_channels(
         scores: Group name -> (size,), comparable between groups.
         target: Fraction of the MACs to keep, in (0, 1].
         round_to: Multiple of channels to keep, 1 for any number.
-        emptiable: Groups that may lose all their channels; the others keep a chunk at least.
+        least: Group name -> how many of its channels it keeps in any case; by default a chunk.
 
     Raises:
         UsageError: The target or the multiple makes no sense.
@@ -65,7 +65,7 @@ def select_channels(
         raise UsageError(f"cannot round channels to multiples of {round_to}", "Use 1 for any number.")
     goal = int(cost.total * target)
     while True:
-        chunks = _Chunks(cost, scores, round_to, frozenset(emptiable))
+        chunks = _Chunks(cost, scores, round_to, least or {})
         counts = chunks.choose(goal)
         macs = chunks.macs(counts)
         if abs(macs - goal) <= TOLERANCE * goal:
@@ -92,23 +92,22 @@ class _Chunks:
     """The channels of all groups in the order in which they would be kept, in chunks.
 
     Attributes:
-        least: (G,) what every group keeps, its first chunk.
+        least: (G,) what every group keeps in any case, in whole chunks.
         group: (chunks,) index of the group of each further chunk, most important chunk first.
         size: (chunks,) how many channels it adds.
     """
 
     def __init__(
-        self, cost: ChannelCost, scores: Mapping[str, Tensor], round_to: int, emptiable: frozenset[str]
+        self, cost: ChannelCost, scores: Mapping[str, Tensor], round_to: int, floor: Mapping[str, int]
     ) -> None:
         self.cost = cost
-        self.emptiable = emptiable
         groups = cost.channels.removable
         self.order = [torch.argsort(scores[g.name], descending=True, stable=True) for g in groups]
         least, group, size, score = [], [], [], []
         for index, (item, order) in enumerate(zip(groups, self.order, strict=True)):
             chunk = item.chunk(round_to)
             ranked = scores[item.name][order].split(chunk)
-            first = 0 if item.name in emptiable else 1
+            first = -(-floor.get(item.name, chunk) // chunk)
             least.append(sum(len(part) for part in ranked[:first]))
             group += [index] * (len(ranked) - first)
             size += [len(part) for part in ranked[first:]]
@@ -141,7 +140,7 @@ class _Chunks:
 
     def macs(self, counts: Tensor) -> int:
         """Return the exact MACs when the groups keep `counts` (G,) channels."""
-        if not self.emptiable and not self.cost.channels.rows:
+        if bool(self.least.all()) and not self.cost.channels.rows:
             return int(self.cost.of_counts(counts))
         # What an empty group takes with it, and what leaves a stream with a row, has to be looked for.
         return self.cost.macs(self.masks(counts))

@@ -6,6 +6,7 @@ target, Q what the batch used of what gates can close, in [0, 1].
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,16 +28,17 @@ class TargetSchedule(Section):
     """How the target changes while gates are trained.
 
     Attributes:
-        kind: `constant`; `annealed`, down from 1 by `step` every `every` epochs (S1.1); `variable`, which
-            starts every epoch at the target and follows what the batches use (S1.2).
+        kind: `constant`; `annealed`, down from 1 by `step` every `every` epochs (S1.1), so that gates close one
+            after the other, each while the network can still say what it needs; `variable`, which starts
+            every epoch at the target and follows what the batches use (S1.2).
         step: How far an annealed target falls at a time.
-        every: Epochs between two of its steps.
+        every: Epochs between two of its steps; None: so many that half of the run is left at the target.
         decay: Of the moving average that a variable target is; None weighs all batches of the epoch alike.
     """
 
-    kind: Literal["constant", "annealed", "variable"] = "constant"
+    kind: Literal["constant", "annealed", "variable"] = "annealed"
     step: float = Field(default=0.05, gt=0, le=1)
-    every: float = Field(default=5.0, gt=0)
+    every: float | None = Field(default=None, gt=0)
     decay: float | None = Field(default=None, gt=0, lt=1)
 
 
@@ -58,8 +60,9 @@ class Target:
     def at(self, moment: Moment) -> float:
         """The target of a batch."""
         if self.schedule.kind == "annealed":
-            done = moment.step * moment.epochs / moment.steps  # epochs
-            fallen = self.schedule.step * (1 + int(done / self.schedule.every))
+            falls = max(1, math.ceil((1 - self.final) / self.schedule.step))
+            every = self.schedule.every or moment.epochs / 2 / falls
+            fallen = self.schedule.step * (1 + int(moment.progress * moment.epochs / every))
             return max(self.final, 1 - fallen)
         if self.schedule.kind == "variable":
             if moment.epoch != self._epoch:

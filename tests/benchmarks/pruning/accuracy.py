@@ -6,7 +6,7 @@ All networks are pruned to the same part of the MACs (as our cost model counts t
 there is), then trained by the same loop with the same options, seeds and order of images. Torch-Pruning does
 not follow the zero padding of shortcuts without parameters (option A): what it prunes there does not run. It
 is told to leave the layers that write the residual stream whole, and prunes inside the blocks. Ours does that
-too where it says "inside blocks", and takes channels out of the stream as well where it does not.
+too where it says "inside blocks", and may take channels out of the stream where it does not.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", default="0", help="numbers with commas between")
     parser.add_argument("--target", type=float, default=0.5)
     parser.add_argument("--round-to", default="1,16", help="multiples of channels that ours keeps")
-    parser.add_argument("--only", default="", help="prune only in ways whose names hold this")
+    parser.add_argument("--only", default="", help="parts of the names of ways to prune, commas between")
     parser.add_argument("--device", default="cpu")
 
 
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
         trained = [f"seed {seed}" for seed in seeds]
         print_head(title, ["pruned by", "MACs kept", "not trained", *trained, "mean"])
         for name, prune in _pruners(arguments, data):
-            if arguments.only not in name:
+            if not any(part in name for part in arguments.only.split(",")):
                 continue
             accuracies = []
             for seed in seeds:
@@ -124,10 +124,9 @@ def _inside_blocks(score: ours.Score) -> ours.Score:
     """The same scores, but for the residual stream, which is kept whole."""
 
     def scores(channels: Channels) -> dict[str, torch.Tensor]:
-        stream = set(_stream(channels.traced.root))
         found = score(channels)
         for group in channels.removable:
-            if not stream.isdisjoint(member.target for member in group.of_kind("write")):
+            if group.name in channels.streams:
                 found[group.name] = torch.full((group.size,), torch.inf)
         return found
 
