@@ -68,6 +68,10 @@ def select_channels(
         chunks = _Chunks(cost, scores, round_to, least or {})
         counts = chunks.choose(goal)
         macs = chunks.macs(counts)
+        if macs < (1 - TOLERANCE) * goal:  # what does not fit below may be near enough above
+            above = chunks.choose(int((1 + TOLERANCE) * goal))
+            if chunks.macs(above) >= (1 - TOLERANCE) * goal:
+                counts, macs = above, chunks.macs(above)
         if abs(macs - goal) <= TOLERANCE * goal:
             return Selection(chunks.masks(counts), macs, macs / cost.total, round_to)
         if round_to == 1:
