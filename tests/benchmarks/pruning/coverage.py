@@ -21,8 +21,7 @@ from adaptify.models.registry import resolve
 from adaptify.text import quantity
 from tests.benchmarks.pruning import ours
 from tests.benchmarks.pruning.markdown import print_head, print_row
-from tests.families import FAMILIES
-from tests.graph.channel_nets import scramble
+from tests.families import FAMILIES, scramble
 
 TIMM = (
     "resnetv2_50",
