@@ -191,8 +191,7 @@ def _resolve(
     if recipe is not None:
         if checkpoint is not None:
             options["model.checkpoint"] = str(find_target(Path(checkpoint)))
-        # What is to be trained on may be left to the command line, and need not be given.
-        return resolve(method, file=find_recipe(recipe), options=options, overrides=overrides)
+        return _towards_target(method, find_recipe(recipe), options, overrides)
     found = find_target(Path(checkpoint) if checkpoint is not None else None)
     options["model.checkpoint"] = str(found)
     if method is None and has_gates(found):
@@ -202,7 +201,20 @@ def _resolve(
         method = "gumbel"
     options.setdefault("data.source", "")
     learns = bool(overrides.get("data.source", options["data.source"]))
-    return resolve(method or ("gumbel" if learns else "importance"), options=options, overrides=overrides)
+    return _towards_target(method or ("gumbel" if learns else "importance"), None, options, overrides)
+
+
+def _towards_target(
+    method: str | None, file: Path | None, options: dict[str, Any], overrides: dict[str, Any]
+) -> Settings:
+    """Put the settings together; a method that is trained towards a target is given the one of --target."""
+    from adaptify.recipe import resolve
+
+    settings = resolve(method, file=file, options=options, overrides=overrides)
+    if "prune.target" not in {**options, **overrides} or not hasattr(settings.train, "target"):
+        return settings
+    aim = {"train.target": settings.prune.target}
+    return resolve(method, file=file, options={**options, **aim}, overrides=overrides)
 
 
 def _show_plan(recipe: Settings, console: Console) -> None:

@@ -64,7 +64,8 @@ def find_channel_sites(
         channels: The channels of the network; its residual blocks decoupled where they are to be gated.
         blocks: The residual blocks of the network.
         positions: Which positions of blocks get gates, and "channels" outside of them.
-        filters: Channels that a gate closes together; None: an eighth of the site, between 8 and 128.
+        filters: Channels that a gate closes together; None: an eighth of the site, between 16 and 128, and 8 in
+            sites of less than 64 channels.
     """
     place = _positions(channels, blocks)
     sites = []
@@ -72,12 +73,17 @@ def find_channel_sites(
         position, block = place.get(group.name, ("channels", None))
         if position is None or position not in positions:
             continue
-        chunk = max(1, (filters or min(max(group.size * group.width // 8, 8), 128)) // group.width)
+        chunk = max(1, (filters or _filters(group.size * group.width)) // group.width)
         always_open = 0 if block and position != "shortcut" else min(chunk, group.size)
         site = GateSite(group.name, position, group.size, chunk, always_open, block)
         if site.gates:
             sites.append(site)
     return tuple(sites)
+
+
+def _filters(channels: int) -> int:
+    """Channels of a gate: multiples of what `ChannelGroup.chunk(16)` keeps, so that no gate is cut apart."""
+    return 8 if channels < 64 else min(max(channels // 8, 16), 128)
 
 
 def find_layer_sites(blocks: Sequence[BlockSite]) -> tuple[GateSite, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from adaptify.assembly import Adapted, assemble
 from adaptify.environment import describe_environment
+from adaptify.errors import UsageError
 from adaptify.files import write_text
 from adaptify.methods import FitContext
 from adaptify.pipeline import folder
@@ -27,7 +28,7 @@ from adaptify.pipeline.prepare import (
 )
 from adaptify.plan import Step
 from adaptify.progress import SILENT, Progress
-from adaptify.recipe import Recipe, write_recipe
+from adaptify.recipe import CalibrateSection, Recipe, write_recipe
 from adaptify.report.html import write_html
 from adaptify.report.schema import Report, write_report
 from adaptify.runtime.adaptive import AdaptiveModel
@@ -70,6 +71,11 @@ def preview(recipe: Recipe) -> Preview:
     model = assemble(network.traced.with_own_tensors(), steps).eval()
     if isinstance(model, AdaptiveModel):
         check_target(recipe.calibrate, model)
+    elif recipe.calibrate != CalibrateSection():
+        raise UsageError(
+            f"{recipe.method} has no exits whose thresholds could be chosen for an accuracy or for MACs",
+            "Its gates are trained towards a part of the MACs: train.target=0.5.",
+        )
     return Preview(network, steps, model)
 
 
