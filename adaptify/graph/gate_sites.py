@@ -64,8 +64,8 @@ def find_channel_sites(
         channels: The channels of the network; its residual blocks decoupled where they are to be gated.
         blocks: The residual blocks of the network.
         positions: Which positions of blocks get gates, and "channels" outside of them.
-        filters: Channels that a gate closes together; None: an eighth of the site, between 16 and 128, and 8 in
-            sites of less than 64 channels.
+        filters: Channels that a gate closes together; None: an eighth of the site, between 16 and 128, and 8
+            in sites of less than 64 channels.
     """
     place = _positions(channels, blocks)
     sites = []

@@ -49,8 +49,8 @@ class Gates(Section):
     Attributes:
         kind: `independent` gates look at nothing, `dependent` ones at what enters their residual block.
         granularity: `channel` gates close groups of filters, `layer` gates residual branches.
-        filters: Channels that one gate closes together; None: an eighth of a layer's, from 16 to 128, and 8 in
-            layers of less than 64.
+        filters: Channels that one gate closes together; None: an eighth of a layer's, from 16 to 128, and 8
+            in layers of less than 64.
         positions: What of a residual block has channel gates: what it reads (`input`), its inner `channels`,
             what it adds (`output`), and what a projection adds (`shortcut`). Networks without residual
             blocks have `channels` only.
@@ -72,8 +72,8 @@ class Train(LoopOptions):
     """How network and gates are trained together.
 
     Attributes:
-        gate_lr: Learning rate of gates; None: 4 G / steps, which lets them get from open to closed in the run,
-            however many gates and steps there are.
+        gate_lr: Learning rate of gates; None: 4 G / steps, which lets them get from open to closed in the
+            run, however many gates and steps there are.
         target: What may stay in use: a fraction of the MACs, or of the gates if `measure` is not `macs`.
         measure: What is held against the target: `macs` (FLOPs loss), `activation` (batch activation loss,
             eq. 1) or `per_gate` (each gate on its own, as in AIG).

@@ -28,8 +28,8 @@ class TargetSchedule(Section):
     """How the target changes while gates are trained.
 
     Attributes:
-        kind: `constant`; `annealed`, down from 1 by `step` every `every` epochs (S1.1), so that gates close one
-            after the other, each while the network can still say what it needs; `variable`, which starts
+        kind: `constant`; `annealed`, down from 1 by `step` every `every` epochs (S1.1), so that gates close
+            one after the other, each while the network can still say what it needs; `variable`, which starts
             every epoch at the target and follows what the batches use (S1.2).
         step: How far an annealed target falls at a time.
         every: Epochs between two of its steps; None: so many that half of the run is left at the target.
