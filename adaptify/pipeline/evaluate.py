@@ -98,7 +98,7 @@ def evaluate_target(
     recipe_file = target / folder.RECIPE
     if data is None and recipe_file.is_file():
         data = resolve(None, file=recipe_file).data
-    if data is None:
+    if data is None or not data.source:
         raise UsageError(f"no data to evaluate {target} on", "Say which images: --data FOLDER.")
     network, spec = _open(target, model, data, trust_code)
     opened = open_data(
