@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adaptify.data import Data
-from adaptify.errors import ModelError, UsageError
+from adaptify.errors import ModelError, TargetError
 from adaptify.graph.channels import find_channels
 from adaptify.graph.cost import CostModel
 from adaptify.graph.decouple import decouple, find_adapters
@@ -158,7 +158,7 @@ class Gumbel(GatingMethod):
         cost = model.gate_cost
         least = cost.least / cost.total
         if self.train.measure == "macs" and self.train.target <= least:
-            raise UsageError(
+            raise TargetError(
                 f"a target of {self.train.target:.3g} of the MACs is out of reach: with all gates closed "
                 f"{least:.3g} are left",
                 "Ask for more, or put gates at more positions.",

@@ -14,6 +14,7 @@ from adaptify import artifact
 from adaptify.data import Data
 from adaptify.data.open import Part
 from adaptify.environment import describe_environment
+from adaptify.errors import UsageError
 from adaptify.files import write_text
 from adaptify.methods import FitContext, JudgingMethod
 from adaptify.pipeline import folder
@@ -87,11 +88,19 @@ def open_all(recipe: Recipe, *, progress: Progress = SILENT) -> Opened:
     network = open_network(recipe.model, recipe.data)
     classes = classes_of(network)  # it must return one score per class
     gated = gates_of(recipe.model.checkpoint, trust_code=recipe.model.trust_pickle)
+    if gated is not None and isinstance(make_method(recipe), JudgingMethod):
+        gated = None
+        progress.note(f"the gates that the network has are left out: {recipe.method} judges its channels")
     for note in network.notes:
         progress.note(note)
     if network.placed:
         progress.note("the exits that the network has are left out: they were trained on all channels")
     data = None
+    if recipe.prune.finetune and not recipe.data.source:
+        raise UsageError(
+            f"{recipe.prune.finetune} epochs of training on, and no images to train on",
+            "Say which: --data FOLDER, cifar10:FOLDER, digits or fake:N.",
+        )
     if recipe.data.source:
         data = open_recipe_data(
             recipe, network.architecture.input, classes, parts=_parts(recipe, gated), progress=progress

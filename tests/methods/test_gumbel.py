@@ -14,7 +14,7 @@ from torch import nn
 
 from adaptify.assembly import assemble
 from adaptify.data import Data, open_data
-from adaptify.errors import AdaptifyError, ModelError, UsageError
+from adaptify.errors import AdaptifyError, ModelError, TargetError
 from adaptify.freeze import freeze
 from adaptify.graph.cost import CostModel
 from adaptify.graph.trace import trace
@@ -241,7 +241,7 @@ def test_networks_without_a_place_for_gates_are_refused(gates: dict[str, Any], t
 def test_a_target_below_what_gates_can_reach_is_refused(
     network: nn.Module, data: Data, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=r"a target of 0.3 of the MACs is out of reach: .* 0.\d+ are left"):
+    with pytest.raises(TargetError, match=r"a target of 0.3 of the MACs is out of reach: .* 0.\d+ are left"):
         fitted(network, data, tmp_path, {"positions": ["output"]}, {"epochs": 1, "target": 0.3})
 
 
