@@ -26,8 +26,9 @@ def gate_steps(traced: Traced, cost: CostModel | None = None, **options: Any) ->
 
 def gated(traced: Traced, cost: CostModel | None = None, **options: Any) -> GatedModel:
     """`traced` with the gates of `options`, in evaluation mode; it shares the tensors of `traced`."""
+    steps = gate_steps(traced, cost, **options)
     torch.manual_seed(0)
-    model = assemble(traced, gate_steps(traced, cost, **options))
+    model = assemble(traced, steps)
     assert isinstance(model, GatedModel)
     return model.eval()
 
@@ -52,6 +53,7 @@ def shake(model: GatedModel, seed: int = 0, shift: float = 0.5) -> GatedModel:
                 module.logits.copy_(torch.stack([-odds, odds]))
             else:
                 assert isinstance(module, DependentGates)
+                module.squeeze.weight.normal_(generator=generator)
                 module.norm.running_mean.normal_(0, 0.1, generator=generator)
                 module.weight.normal_(generator=generator)
                 module.bias.normal_(generator=generator)

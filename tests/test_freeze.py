@@ -106,7 +106,7 @@ def ptflops(model: nn.Module, shape: tuple[int, ...]) -> int:
     return int(macs)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "regnet_x_400mf"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_macs_are_those_that_ptflops_counts(name: str, build_family) -> None:
     family = GatedFamily(build_family(name))
     model = shake(family.channels)

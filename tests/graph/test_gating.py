@@ -49,7 +49,7 @@ def test_families_stay_the_same_behind_open_gates(family: Family, gated_family: 
 
 
 # Over all families, `test_freeze` compares gates with masks.
-@pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v3_small", "shufflenet_v2_x1_0"])
+@pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x1_0"])
 def test_closed_gates_are_masks(name: str, build_family) -> None:
     family = GatedFamily(build_family(name))
     model = family.channels
@@ -80,7 +80,7 @@ def check_samples(family: GatedFamily) -> None:
         assert difference(found.logits[row : row + 1], wanted) <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "regnet_x_400mf", "swin_t"])
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "swin_t"])
 def test_each_sample_has_channels_of_its_own(name: str, build_family) -> None:
     check_samples(GatedFamily(build_family(name)))
 
@@ -189,7 +189,7 @@ def test_masks_in_weights_are_masks_on_activations(values: list[float], training
         torch.testing.assert_close(state[name], buffer, atol=1e-5, rtol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x1_0"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
 def test_parameters_have_the_gradients_of_the_masked_network(name: str, build_family) -> None:
     family = build_family(name)
     traced = trace(scramble(copy.deepcopy(family.model)), family.input_shape)
