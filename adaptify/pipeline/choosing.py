@@ -12,7 +12,7 @@ from torch import Tensor
 from adaptify import artifact
 from adaptify.assembly import assemble, reshape
 from adaptify.data import Data
-from adaptify.errors import UsageError
+from adaptify.errors import TargetError, UsageError
 from adaptify.freeze import freeze
 from adaptify.graph.channel_cost import ChannelCost
 from adaptify.graph.channels import find_channels
@@ -152,6 +152,21 @@ def plan_gates(recipe: Recipe, network: Network) -> tuple[GatedModel, tuple[Step
     return model, steps
 
 
+def check_reachable(recipe: Recipe, gates: GatedModel) -> None:
+    """Refuse before the work a target that is missed even with all gates closed.
+
+    Raises:
+        TargetError: It is.
+    """
+    least = gates.gate_cost.least / gates.gate_cost.total
+    if recipe.prune.target is not None and recipe.prune.target < least:
+        raise TargetError(
+            f"{recipe.prune.target:.3g} of the MACs is out of reach: "
+            f"with all gates closed {least:.3g} are left",
+            "Ask for more, or put gates at more positions.",
+        )
+
+
 def _learned(
     recipe: Recipe,
     method: GatingMethod,
@@ -165,6 +180,7 @@ def _learned(
             "Say which: --data FOLDER; or prune without: --method importance.",
         )
     model, steps = plan_gates(recipe, network)
+    check_reachable(recipe, model)
     fitted = method.fit(model, data, context)
     assert isinstance(fitted, GateFit)
     return _frozen(model.cpu(), recipe, steps, fitted)

@@ -14,11 +14,11 @@ from adaptify import artifact
 from adaptify.data import Data
 from adaptify.data.open import Part
 from adaptify.environment import describe_environment
-from adaptify.errors import UsageError
+from adaptify.errors import AdaptifyError, UsageError
 from adaptify.files import write_text
 from adaptify.methods import FitContext, JudgingMethod
 from adaptify.pipeline import folder
-from adaptify.pipeline.choosing import choose, gates_of, needs_training, plan_gates
+from adaptify.pipeline.choosing import check_reachable, choose, gates_of, needs_training, plan_gates
 from adaptify.pipeline.job import peak_memory
 from adaptify.pipeline.prepare import Network, classes_of, make_method, open_network, open_recipe_data
 from adaptify.pipeline.pruning import Pruned, pruned_layers, size_of, take_turns, verify
@@ -27,7 +27,7 @@ from adaptify.plan import Plan
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import Recipe, write_recipe
 from adaptify.report.html import write_html
-from adaptify.report.schema import Report, write_report
+from adaptify.report.schema import DataInfo, Report, read_report, write_report
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.device import pick_device
 from adaptify.runtime.gated import GatedModel
@@ -116,7 +116,9 @@ def preview(recipe: Recipe, *, progress: Progress = SILENT) -> Preview:
     """
     opened = open_all(recipe, progress=progress)
     if needs_training(recipe, opened.gated):
-        return Preview(opened, None, plan_gates(recipe, opened.network)[0])
+        gates = plan_gates(recipe, opened.network)[0]
+        check_reachable(recipe, gates)
+        return Preview(opened, None, gates)
     device = pick_device(recipe.run.device)
     return Preview(opened, choose(recipe, opened.network, opened.gated, opened.data, device, None), None)
 
@@ -143,7 +145,9 @@ def prune(
             device, recipe.run.batch_size, recipe.run.seed, run.work / "scratch", run.work, progress
         )
         before = AdaptiveModel(network.traced).eval()
-        measured_before = _accuracy(before, data, recipe, device, progress)
+        measured_before = _reported_before(recipe, opened)
+        if measured_before is None:
+            measured_before = _accuracy(before, data, recipe, device, progress)
         pruned = choose(recipe, network, opened.gated, data, device, context)
         for note in pruned.notes:
             progress.note(note)
@@ -255,6 +259,18 @@ def _train_on(
         folder=where,
         progress=context.progress,
     )
+
+
+def _reported_before(recipe: Recipe, opened: Opened) -> float | None:
+    """Accuracy of the checkpoint that a run with gates came from; with gates open, its network is another."""
+    if opened.gated is None or opened.data is None:
+        return None
+    try:
+        report = read_report(Path(recipe.model.checkpoint) / folder.REPORT)
+    except AdaptifyError:
+        return None
+    same = report.data is not None and report.data == DataInfo.model_validate(opened.data.describe())
+    return report.before.accuracy if same else None
 
 
 def _accuracy(
