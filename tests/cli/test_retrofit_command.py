@@ -294,7 +294,7 @@ def test_what_is_not_said_leaves_the_recipe_alone(home: Path, cli: Cli) -> None:
         ("", 3, "mine.yaml is no recipe"),
         ("version: 2\n", 3, "mine.yaml:1:1 version: input should be 1"),
         ("train:\n", 3, "data.source is missing"),
-        ("method: dgaet\n", 2, "unknown method 'dgaet'; did you mean 'dgate'?"),
+        ("method: dgaet\n", 3, "mine.yaml:1:1 unknown method 'dgaet'; did you mean 'dgate'?"),
         ("method: 3\n", 3, "mine.yaml:1:1 method is no name"),
     ],
 )

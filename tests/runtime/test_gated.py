@@ -33,6 +33,7 @@ def images(count: int = 6) -> Tensor:
 
 
 def lively(**options: object) -> GatedModel:
+    torch.manual_seed(0)
     model = gated_digits(**options)
     scramble(model.traced.root)
     return shake(model)
