@@ -33,7 +33,6 @@ def images(count: int = 6) -> Tensor:
 
 
 def lively(**options: object) -> GatedModel:
-    torch.manual_seed(0)
     model = gated_digits(**options)
     scramble(model.traced.root)
     return shake(model)
