@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import singledispatch
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from adaptify.methods import ExitFit, Fit, GateFit
@@ -11,16 +12,20 @@ from adaptify.pipeline.gate_run import conclude_gates
 from adaptify.pipeline.job import Job
 from adaptify.report.schema import Report
 
+_CONCLUSIONS: Mapping[type[Fit], Callable[[Any, Any, Job], Report]] = MappingProxyType(
+    {ExitFit: conclude_exits, GateFit: conclude_gates}
+)
 
-@singledispatch
+
 def conclude(fitted: Fit, model: Any, job: Job) -> Report:
     """Write the artifact of a trained network into the run folder, and report on what was written.
+
+    Args:
+        fitted: What the method's `fit` returned; its type says what was trained.
+        model: The trained network.
+        job: The run.
 
     Raises:
         AdaptifyError: What was written is not what was trained, or misses what was asked for.
     """
-    raise NotImplementedError(f"nothing is known to follow {type(fitted).__name__}")
-
-
-conclude.register(ExitFit, conclude_exits)
-conclude.register(GateFit, conclude_gates)
+    return _CONCLUSIONS[type(fitted)](fitted, model, job)
