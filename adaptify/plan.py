@@ -106,6 +106,12 @@ class GatePlace(_Part):
     always_open: int = Field(default=0, ge=0, le=1 << 20)
     block: str | None = None
 
+    @model_validator(mode="after")
+    def _fits(self) -> GatePlace:
+        if self.always_open >= self.size or (self.position == "layer" and self.size != 1):
+            raise ValueError("gates close something, and a branch as a whole")
+        return self
+
 
 class PlaceGates(_Part):
     """Put gates into the network that close channels or residual branches.

@@ -104,13 +104,13 @@ class ChannelCost:
         In float64 for any floating counts, in integers for integers.
         """
         counts = counts.to(torch.float64 if counts.is_floating_point() else torch.int64)
-        read = self._inputs.to(counts) + _product(counts, self._reads)
-        written = self._outputs.to(counts) + _product(counts, self._writes)
+        read = self._inputs.to(counts) + product(counts, self._reads)
+        written = self._outputs.to(counts) + product(counts, self._writes)
         return self._coefficient.to(counts) * read * written
 
 
-def _product(counts: Tensor, table: Tensor) -> Tensor:
-    """counts (..., G) times the transpose of `table` (nodes, G); there is no matrix product for integers."""
+def product(counts: Tensor, table: Tensor) -> Tensor:
+    """Return counts (..., G) times the transpose of `table` (n, G), also for integers on any device."""
     if counts.is_floating_point():
         return counts @ table.to(counts).T
     return (counts.unsqueeze(-2) * table.to(counts)).sum(-1)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptify.graph.channel_cost import ChannelCost
+from adaptify.errors import TargetError
+from adaptify.graph.channel_cost import ChannelCost, product
 from adaptify.graph.channels import Channels
 from adaptify.graph.cost import CostModel
 from adaptify.graph.gate_sites import GateSite
@@ -85,9 +86,7 @@ class GateCost:
         if self._channels is not None:
             sizes = self._channels.sizes.to(gates)
             opens = self._opens.to(gates)
-            closed = 1 - gates
-            lost = closed @ opens if gates.is_floating_point() else (closed.unsqueeze(-1) * opens).sum(-2)
-            macs = self._channels.per_node(sizes - lost)
+            macs = self._channels.per_node(sizes - product(1 - gates, opens.T))
         if bool(self._switches.any()):
             switches = self._switches.to(gates.device)
             # Nodes without a layer gate keep the factor 1; a node has at most one.
@@ -96,6 +95,23 @@ class GateCost:
             )
             macs = macs * factor
         return macs.sum(-1)
+
+    def check_target(self, target: float) -> None:
+        """Refuse a target that is missed even with all gates closed.
+
+        Args:
+            target: Fraction of the MACs to keep.
+
+        Raises:
+            TargetError: It cannot be reached.
+        """
+        least = self.least / self.total
+        if target <= least:
+            raise TargetError(
+                f"a target of {target:.3g} of the MACs is out of reach: "
+                f"with all gates closed {least:.3g} are left",
+                "Ask for more, or put gates at more positions.",
+            )
 
     def without(self, site: int) -> int:
         """Return the MACs with all gates of one site closed, and all others open."""

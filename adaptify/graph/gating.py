@@ -113,14 +113,12 @@ class _Insertion:
 
     def _mask(self, decider: Decider, padded: fx.Node) -> None:
         tables: dict[str, Tensor] = {}
-        start = 0
-        for site in decider.sites:
+        for site, place in zip(decider.sites, decider.slices(), strict=True):
             if site.position == "layer":
                 assert site.block is not None
-                self._scale_branch(decider, self.nodes[site.block.branch], padded, 1 + start)
+                self._scale_branch(decider, self.nodes[site.block.branch], padded, 1 + place.start)
             else:
-                self._note_readers(site, start, tables)
-            start += site.gates
+                self._note_readers(site, place.start, tables)
         for target, table in tables.items():
             self._scale_reader(decider, target, table, padded)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from adaptify import artifact
 from adaptify.assembly import assemble, reshape
 from adaptify.data import Data
-from adaptify.errors import TargetError, UsageError
+from adaptify.errors import UsageError
 from adaptify.freeze import freeze
 from adaptify.graph.channel_cost import ChannelCost
 from adaptify.graph.channels import find_channels
@@ -139,6 +139,7 @@ def plan_gates(recipe: Recipe, network: Network) -> tuple[GatedModel, tuple[Step
     Raises:
         UsageError: The method has no such gates.
         ModelError: The network has no place for them.
+        TargetError: The target is missed even with all of them closed.
     """
     method = make_method(recipe)
     assert isinstance(method, GatingMethod)
@@ -149,22 +150,9 @@ def plan_gates(recipe: Recipe, network: Network) -> tuple[GatedModel, tuple[Step
             f"{recipe.method} with these options decides for each image: nothing can be removed for all",
             "Prune with --method gumbel gates.kind=independent, or with --method importance.",
         )
+    if recipe.prune.target is not None:
+        model.gate_cost.check_target(recipe.prune.target)
     return model, steps
-
-
-def check_reachable(recipe: Recipe, gates: GatedModel) -> None:
-    """Refuse before the work a target that is missed even with all gates closed.
-
-    Raises:
-        TargetError: It is.
-    """
-    least = gates.gate_cost.least / gates.gate_cost.total
-    if recipe.prune.target is not None and recipe.prune.target < least:
-        raise TargetError(
-            f"{recipe.prune.target:.3g} of the MACs is out of reach: "
-            f"with all gates closed {least:.3g} are left",
-            "Ask for more, or put gates at more positions.",
-        )
 
 
 def _learned(
@@ -180,7 +168,6 @@ def _learned(
             "Say which: --data FOLDER; or prune without: --method importance.",
         )
     model, steps = plan_gates(recipe, network)
-    check_reachable(recipe, model)
     fitted = method.fit(model, data, context)
     assert isinstance(fitted, GateFit)
     return _frozen(model.cpu(), recipe, steps, fitted)

@@ -18,7 +18,7 @@ from adaptify.errors import AdaptifyError, UsageError
 from adaptify.files import write_text
 from adaptify.methods import FitContext, JudgingMethod
 from adaptify.pipeline import folder
-from adaptify.pipeline.choosing import check_reachable, choose, gates_of, needs_training, plan_gates
+from adaptify.pipeline.choosing import choose, gates_of, needs_training, plan_gates
 from adaptify.pipeline.job import peak_memory
 from adaptify.pipeline.prepare import Network, classes_of, make_method, open_network, open_recipe_data
 from adaptify.pipeline.pruning import Pruned, pruned_layers, size_of, take_turns, verify
@@ -116,9 +116,7 @@ def preview(recipe: Recipe, *, progress: Progress = SILENT) -> Preview:
     """
     opened = open_all(recipe, progress=progress)
     if needs_training(recipe, opened.gated):
-        gates = plan_gates(recipe, opened.network)[0]
-        check_reachable(recipe, gates)
-        return Preview(opened, None, gates)
+        return Preview(opened, None, plan_gates(recipe, opened.network)[0])
     device = pick_device(recipe.run.device)
     return Preview(opened, choose(recipe, opened.network, opened.gated, opened.data, device, None), None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -31,6 +31,9 @@ class GatePolicy:
     runs: int = 1
 
     def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            modes = ", ".join(get_args(Mode))
+            raise UsageError(f"gates do not decide by '{self.mode}'", f"Use one of: {modes}.")
         if not 0 <= self.tau <= 1:
             raise UsageError(
                 f"a gate threshold of {self.tau} is no probability", "Give a number from 0 to 1."

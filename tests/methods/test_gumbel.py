@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from digits_network import learned_digits
 from gated_nets import DIGITS
 from torch import nn
 
@@ -37,15 +37,7 @@ def data() -> Data:
 @pytest.fixture(scope="module")
 def network(data: Data) -> nn.Module:
     """A small network that has learned the digits for a moment."""
-    torch.manual_seed(0)
-    model = DIGITS.build().train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    for epoch in range(4):
-        for images, labels in data.train.batches(64, shuffle=True, seed=epoch):
-            optimizer.zero_grad()
-            F.cross_entropy(model(images), labels).backward()
-            optimizer.step()
-    return model.eval()
+    return learned_digits(data, epochs=4)
 
 
 def fitted(
