@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,13 +9,13 @@ from datetime import datetime, timezone
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, fx, nn
 
 from adaptify.assembly import Adapted
 from adaptify.data import Split
 from adaptify.environment import describe_environment
 from adaptify.errors import UsageError
+from adaptify.pipeline.examples import examples_part
 from adaptify.plan import Plan
 from adaptify.report.schema import Report
 from adaptify.runtime.adaptive import AdaptiveModel
@@ -26,8 +24,6 @@ from adaptify.training.evaluate import Evaluation
 from adaptify.training.history import History
 from adaptify.training.records import ExitRecords
 from adaptify.version import VERSION
-
-_EXAMPLES = 12
 
 
 def build_report(
@@ -215,27 +211,11 @@ def _examples(
     hardness = evaluation.exit_index * 2 + wrong - scores.sigmoid()
     hard = hardness.argsort(descending=True)
 
-    def example(row: int) -> dict[str, Any]:
+    def left(row: int) -> dict[str, Any]:
         score = float(evaluation.scores[row])
         return {
-            "image": _data_uri(images, row),
-            "label": classes[int(evaluation.labels[row])],
-            "predicted": classes[int(evaluation.predictions[row])],
             "exit": names[int(evaluation.exit_index[row])],
             "score": None if math.isnan(score) else score,
         }
 
-    return {
-        "easy": [example(int(row)) for row in easy[:_EXAMPLES]],
-        "hard": [example(int(row)) for row in hard[:_EXAMPLES]],
-    }
-
-
-def _data_uri(split: Split, row: int) -> str:
-    pixels = split.image(row)
-    array = pixels.permute(1, 2, 0).numpy() if pixels.shape[0] == 3 else pixels[0].numpy()
-    image = Image.fromarray(array)
-    image.thumbnail((96, 96))
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return examples_part(images, classes, evaluation.predictions, easy, hard, left)

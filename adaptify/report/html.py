@@ -16,7 +16,7 @@ from adaptify import text
 from adaptify.files import write_text
 from adaptify.report.derive import class_rows, headline, operating_point, target
 from adaptify.report.plots.exits import compute_figure, frontier_figure, palette
-from adaptify.report.plots.gating import HEAT_LEVELS
+from adaptify.report.plots.heat import HEAT_LEVELS
 from adaptify.report.schema import Report
 from adaptify.report.sections import gating_section, training_section, wide_and_narrow
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from adaptify.report.derive import operating_point
-from adaptify.report.plots.axes import BOTTOM, Axes, diamond, floor_of_interest, shortened, square
+from adaptify.report.plots.axes import Axes, diamond, floor_of_interest, shortened, square
+from adaptify.report.plots.quantiles import BELOW_QUANTILES, mark_quantiles
 from adaptify.report.schema import Report
-from adaptify.report.svg import Svg, apart
+from adaptify.report.svg import Svg
 from adaptify.text import percent, quantity
 
 
@@ -62,7 +63,7 @@ def compute_figure(report: Report, width: float, height: float = 300) -> Markup:
     """Draw the share of samples that still run against the MACs spent: its area is the MACs kept."""
     high = max([1.0] + [exit_.share_macs for exit_ in report.exits])
     svg = Svg(width, height, "Share of samples that still run, against the MACs spent on them")
-    axes = Axes(svg, x=(0.0, high), y=(0.0, 1.0), bottom=BOTTOM + 16)
+    axes = Axes(svg, x=(0.0, high), y=(0.0, 1.0), bottom=BELOW_QUANTILES)
     x, y = axes.x, axes.y
     corners = [(x(0.0), y(1.0))]
     running = 1.0
@@ -76,7 +77,7 @@ def compute_figure(report: Report, width: float, height: float = 300) -> Markup:
     svg.polygon([*corners, (x(0.0), y(0.0))], "running")
     axes.grid("of the MACs", "samples that still run")
     svg.polyline(corners, "curve")
-    _quantiles(axes, report)
+    mark_quantiles(axes, report.macs_per_sample, report.before.macs)
     for index, exit_, before, after in drops:
         at = x(exit_.share_macs)
         svg.line(at, y(before), at, y(after), f"drop x{index}")
@@ -103,30 +104,6 @@ def palette(count: int) -> list[tuple[str, str]]:
     dark = ((52, 190, 160), (94, 162, 240), (166, 138, 244))
     steps = [index / max(count - 2, 1) for index in range(count - 1)]
     return [(_between(light, step), _between(dark, step)) for step in steps] + [("#7c8592", "#8a93a1")]
-
-
-def _quantiles(axes: Axes, report: Report) -> None:
-    """Mark mean, median and 95th percentile below the axis, their labels moved apart."""
-    spent = report.macs_per_sample
-    marks = sorted(
-        (value / report.before.macs, name)
-        for name, value in (("mean", spent.mean), ("median", spent.median), ("p95", spent.p95))
-    )
-    half = 21.0  # px: half the widest of the three words
-    places = apart([axes.x(at) for at, _ in marks], 2 * half, axes.left + half, axes.right - half)
-    for (at, name), place in zip(marks, places, strict=True):
-        axes.svg.polygon(
-            [
-                (axes.x(at), axes.bottom + 1),
-                (axes.x(at) - 5, axes.bottom - 8),
-                (axes.x(at) + 5, axes.bottom - 8),
-            ],
-            "mark",
-            f"{name}: {percent(at)} of the MACs",
-        )
-        axes.svg.text(place, axes.bottom + 32, name, "label", "middle")
-    mean = axes.x(spent.mean / report.before.macs)
-    axes.svg.line(mean, axes.top, mean, axes.bottom - 8, "mean")
 
 
 def _exit_title(name: str, share: float, macs: float) -> str:

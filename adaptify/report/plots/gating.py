@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from itertools import groupby
 
 from markupsafe import Markup
 
@@ -19,14 +17,21 @@ from adaptify.report.plots.axes import (
     square,
     whole_numbers,
 )
+from adaptify.report.plots.heat import (
+    ABOVE_MAP,
+    BELOW_MAP,
+    draw_row,
+    names_width,
+    row_height,
+    rows_for_one_name,
+)
 from adaptify.report.schema import GateMode, Gating
 from adaptify.report.svg import Svg
 from adaptify.text import percent, whole
 
 FEW_SITES = 4  # that many are told apart as lines
-HEAT_LEVELS = 20
 _MOST_COLUMNS = 60  # of the heat map
-_ABOVE_MAP, _AFTER_ALL, _BELOW_MAP, _LINE = 6, 10, 24, 12  # px, around the heat map's rows
+_AFTER_ALL = 10  # px, between the row of all gates and those of sites
 _MOST_KEPT = 1.2  # of the whole network's MACs
 
 
@@ -173,28 +178,20 @@ def _heat_map(gating: Gating, width: float, height: float) -> Markup:
     epochs = thinned(gating.activity, _MOST_COLUMNS)
     labels = ["all gates", *site_labels(gating)]
     rows = [[e.open for e in epochs], *([e.sites[i] for e in epochs] for i in range(len(gating.sites)))]
-    left = min(max(len(label) for label in labels) * CHARACTER + 10, width * 0.34)
-    tall = max(3.0, min(18.0, height / len(rows)))
+    tall = row_height(len(rows), height)
     told = f"from {percent(epochs[0].open)} to {percent(epochs[-1].open)} over all gates"
     svg = Svg(
         width,
-        _ABOVE_MAP + tall * len(rows) + _AFTER_ALL + _BELOW_MAP,
+        ABOVE_MAP + tall * len(rows) + _AFTER_ALL + BELOW_MAP,
         f"Open gates of {len(rows) - 1} sites over training: {told}",
     )
-    axes = Axes(svg, x=(0, len(epochs)), y=(len(rows), 0), left=left, bottom=_BELOW_MAP)
-    every = math.ceil(_LINE / tall)  # rows for one name
+    axes = Axes(svg, x=(0, len(epochs)), y=(len(rows), 0), left=names_width(labels, width), bottom=BELOW_MAP)
+    every = rows_for_one_name(tall)
     for index, (label, row) in enumerate(zip(labels, rows, strict=True)):
-        y = _ABOVE_MAP + index * tall + (_AFTER_ALL if index else 0)
-        start = 0
-        for level, run in groupby(round(value * HEAT_LEVELS) for value in row):
-            # To the end of the row: what comes next is drawn over it, and no seam shows.
-            at = axes.x(start)
-            svg.rect(at, y, axes.right - at, tall - (1 if tall > 5 else 0), f"heat h{level}")
-            start += len(list(run))
+        y = ABOVE_MAP + index * tall + (_AFTER_ALL if index else 0)
+        named = index == 0 or (index - 1) % every == 0
         said = f"{label}: {percent(row[0])} at first, {percent(row[-1])} in the end"
-        svg.rect(axes.left, y, axes.right - axes.left, tall, "touch", said)
-        if index == 0 or (index - 1) % every == 0:
-            svg.text(left - 6, y + tall / 2 + 3.5, shortened(label, left - 10), "tick", "end")
+        draw_row(axes, y, tall, label if named else "", row, said)
     for epoch, place, anchor in ((epochs[0], axes.left, "start"), (epochs[-1], axes.right, "end")):
         svg.text(place, axes.bottom + 17, f"epoch {epoch.epoch}", "tick", anchor)
     return svg.markup()

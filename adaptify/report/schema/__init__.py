@@ -4,12 +4,14 @@ MACs are per sample; accuracies, shares and kept parts are fractions in [0, 1]. 
 `None` is never reached: nothing leaves at that exit (JSON has no infinity).
 """
 
-from adaptify.report.schema.exits import Calibration, Example, Examples, Exit, Point
+from adaptify.report.schema.examples import Example, Examples
+from adaptify.report.schema.exits import Calibration, Exit, Point
 from adaptify.report.schema.file import parse_report, read_report, write_report
 from adaptify.report.schema.gating import GateEpoch, GateMode, GateSite, Gating
 from adaptify.report.schema.network import After, Before, DataInfo, Layer, MacsPerSample, Method, Model, Size
 from adaptify.report.schema.pruning import PrunedLayer, Pruning
 from adaptify.report.schema.report import FORMAT, VERSION, Report
+from adaptify.report.schema.samples import BlockUse, ChannelUse, ClassUse, MacsHistogram, Samples
 from adaptify.report.schema.training import Training, TrainingEpoch
 
 __all__ = [
@@ -17,7 +19,10 @@ __all__ = [
     "VERSION",
     "After",
     "Before",
+    "BlockUse",
     "Calibration",
+    "ChannelUse",
+    "ClassUse",
     "DataInfo",
     "Example",
     "Examples",
@@ -27,6 +32,7 @@ __all__ = [
     "GateSite",
     "Gating",
     "Layer",
+    "MacsHistogram",
     "MacsPerSample",
     "Method",
     "Model",
@@ -34,6 +40,7 @@ __all__ = [
     "PrunedLayer",
     "Pruning",
     "Report",
+    "Samples",
     "Size",
     "Training",
     "TrainingEpoch",

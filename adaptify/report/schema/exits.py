@@ -1,11 +1,11 @@
 """Early exits: where samples leave, what thresholds were chosen and by what."""
 
-# ruff: noqa: RUF012 (pydantic copies the defaults of fields)
+
 from __future__ import annotations
 
 from typing import Any
 
-from adaptify.report.schema.part import Fraction, Part, Picture, Threshold
+from adaptify.report.schema.part import Fraction, Part, Threshold
 
 
 class Calibration(Part):
@@ -52,20 +52,3 @@ class Point(Part):
     accuracy: Fraction
     macs: float
     exit_shares: list[float]
-
-
-class Example(Part):
-    """One image, as a PNG data URI, with where it left and how sure that exit was."""
-
-    image: Picture
-    label: str
-    predicted: str
-    exit: str
-    score: float | None = None
-
-
-class Examples(Part):
-    """Images that leave early with the largest scores, and images that need the whole network."""
-
-    easy: list[Example] = []
-    hard: list[Example] = []

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from adaptify.report.schema.part import Count, Fraction, Part
+from adaptify.report.schema.samples import Samples
 
 
 class GateSite(Part):
@@ -79,6 +80,7 @@ class Gating(Part):
         modes: What each way of deciding gives.
         sweep: Mode `threshold` for several taus.
         gate_macs: MACs per sample of the gates themselves.
+        samples: What they make of the test samples, where they decide for each; older reports have none.
     """
 
     data_dependent: bool
@@ -91,6 +93,7 @@ class Gating(Part):
     modes: list[GateMode] = []
     sweep: list[GateMode] = []
     gate_macs: Count = 0
+    samples: Samples | None = None
 
     @model_validator(mode="after")
     def _one_figure_a_site(self) -> Gating:

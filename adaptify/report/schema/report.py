@@ -9,7 +9,8 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from adaptify.errors import UsageError
-from adaptify.report.schema.exits import Calibration, Examples, Exit, Point
+from adaptify.report.schema.examples import Examples
+from adaptify.report.schema.exits import Calibration, Exit, Point
 from adaptify.report.schema.gating import Gating
 from adaptify.report.schema.network import After, Before, DataInfo, Layer, MacsPerSample, Method, Model
 from adaptify.report.schema.part import Part
