@@ -1,0 +1,105 @@
+"""BMNet: one small network that decides for all residual blocks at once (SGAD, section 3.1, Fig. 2b).
+
+Notation: N samples in a batch, C channels, G gates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adaptify.errors import UsageError
+from adaptify.gates.gumbel import initial_odds
+
+OPEN = 0.8
+"""Probability of every gate at first. All are open then, and near enough to the threshold to learn quickly."""
+
+
+class MaskNet(nn.Module):
+    """What enters the first block -> average to a small map -> convolution -> a decision for every block.
+
+    The last layer starts at zero but for its bias, so that at first every block is open for every sample:
+    a network starts as its checkpoint.
+
+    Args:
+        channels: C of the feature map.
+        gates: G.
+        pool: Side of the map that features are averaged to; sequences are averaged to `pool**2` tokens.
+        filters: Filters of the convolution, which is 3 wide.
+        channel_axis: 1 for (N, C, ...), -1 for (N, ..., C).
+        spatial_dims: 2 for maps, 1 for sequences of tokens.
+
+    Raises:
+        UsageError: The features are neither maps nor sequences.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        gates: int,
+        *,
+        pool: int = 4,
+        filters: int = 16,
+        channel_axis: int = 1,
+        spatial_dims: int = 2,
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in (1, 2):
+            raise UsageError(
+                f"a mask net looks at maps or sequences, not at features with {spatial_dims} spatial dimensions",
+                "Use a method whose gates look at averages: --method gumbel gates.kind=dependent.",
+            )
+        self.channel_axis = channel_axis
+        self.pool = pool
+        self.spatial_dims = spatial_dims
+        convolution = nn.Conv2d if spatial_dims == 2 else nn.Conv1d
+        norm = nn.BatchNorm2d if spatial_dims == 2 else nn.BatchNorm1d
+        self.conv = convolution(channels, filters, 3, padding=1, bias=False)
+        self.norm = norm(filters)
+        self.linear = nn.Linear(filters * pool**2, gates)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.constant_(self.linear.bias, initial_odds(OPEN))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Log-odds (N, G) of being open for features (N, C, H, W), (N, H, W, C), (N, C, L) or (N, L, C)."""
+        if self.channel_axis in (-1, self.spatial_dims + 1):
+            features = features.movedim(-1, 1)
+        if self.spatial_dims == 2:
+            small = F.adaptive_avg_pool2d(features, self.pool)
+        else:
+            small = F.adaptive_avg_pool1d(features, self.pool**2)
+        hidden = torch.relu(self.norm(self.conv(small)))
+        odds: Tensor = self.linear(hidden.flatten(1))
+        return odds
+
+    def keep_gates(self, kept: Sequence[int]) -> MaskNet:
+        """Return a network of its own that decides only the gates with these positions, and those alike.
+
+        Raises:
+            UsageError: There is no gate at a position.
+        """
+        gates = self.linear.out_features
+        if not kept or not all(0 <= place < gates for place in kept):
+            raise UsageError(f"there are {gates} gates, of which {list(kept)} cannot be kept")
+        smaller = MaskNet(
+            self.conv.in_channels,
+            len(kept),
+            pool=self.pool,
+            filters=self.conv.out_channels,
+            channel_axis=self.channel_axis,
+            spatial_dims=self.spatial_dims,
+        ).to(self.linear.weight)
+        rows = torch.as_tensor(kept, device=self.linear.weight.device)
+        state = dict(self.state_dict())
+        state["linear.weight"], state["linear.bias"] = (
+            state[f"linear.{name}"].index_select(0, rows) for name in ("weight", "bias")
+        )
+        smaller.load_state_dict(state)
+        return smaller.train(self.training)
+
+    def extra_repr(self) -> str:
+        """Show what the layers do not."""
+        return f"pool={self.pool}, channel_axis={self.channel_axis}"
