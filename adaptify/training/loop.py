@@ -48,6 +48,7 @@ def train(
     seed: int,
     folder: Path,
     gates: GateParameters | None = None,
+    companion: nn.Module | None = None,
     validate: Validate | None = None,
     observe: Observe | None = None,
     progress: Progress = SILENT,
@@ -67,6 +68,8 @@ def train(
         seed: Seed of everything random, 0 or more.
         folder: Gets `metrics.csv`, `checkpoints/` and, if asked for, `tensorboard/`.
         gates: The parameters of `model` that have the learning rate and weight decay of gates.
+        companion: Trained beside `model` by the same optimizer, for the sake of `objective`; no part of it,
+            nor of its checkpoints and averages. Left on `device`.
         validate: Judges the network after each epoch, in evaluation mode; by default, its accuracy on
             `data.holdout`.
         observe: Returns further figures for the metrics after each epoch, likewise.
@@ -88,7 +91,7 @@ def train(
             if options.epochs == 0:
                 history = History((), None)
             else:
-                loop = _Loop(model, data.train, options, objective, device, seed, gates, snapshots)
+                loop = _Loop(model, data.train, options, objective, device, seed, gates, snapshots, companion)
                 history = loop.run(validate, observe or (lambda epoch, network: {}), log, progress)
             torch.manual_seed(_seed(seed, options.epochs))
             recalibrate_on(
@@ -136,8 +139,10 @@ class _Loop:
         seed: int,
         gates: GateParameters | None,
         snapshots: Snapshots,
+        companion: nn.Module | None,
     ) -> None:
         self.model = model
+        self.companion = companion.to(device) if companion is not None else None
         self.split = split
         self.options = options
         self.objective = objective
@@ -152,7 +157,8 @@ class _Loop:
         self.steps_per_epoch = -(-self.batches // options.accumulate)
         self.steps = self.steps_per_epoch * options.epochs
         self.state = _State(
-            make_optimizer(model, options, gates), WeightAverage(model, options.ema) if options.ema else None
+            make_optimizer(model, options, gates, companion),
+            WeightAverage(model, options.ema) if options.ema else None,
         )
         self.trained = [
             parameter for group in self.state.optimizer.param_groups for parameter in group["params"]
@@ -193,6 +199,8 @@ class _Loop:
         """One epoch of steps."""
         options = self.options
         self.model.train()
+        if self.companion is not None:
+            self.companion.train()
         meter = Meter()
         told = 0
         batches = self.split.batches(

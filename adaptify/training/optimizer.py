@@ -23,36 +23,39 @@ class GateParameters:
 
     Attributes:
         parameters: The parameters.
-        count: |G|, the number of gates.
+        count: |G|, the number of gates that share the weight decay of 20; None: the decay of the network.
     """
 
     parameters: Sequence[nn.Parameter]
-    count: int
+    count: int | None = None
 
 
 def parameter_groups(
-    model: nn.Module, options: LoopOptions, gates: GateParameters | None = None
+    model: nn.Module,
+    options: LoopOptions,
+    gates: GateParameters | None = None,
+    companion: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
     """The trainable parameters of `model`, in groups with the same learning rate and weight decay.
 
-    Gates get `options.gate_lr` and the weight decay `20 / |G|` times that of the network. Each group
-    keeps its full learning rate as `base_lr`, which schedules scale.
+    Gates get `options.gate_lr`, and the weight decay `20 / |G|` times that of the network where they are
+    counted. A companion is treated as the network is. Each group keeps its full learning rate as `base_lr`,
+    which schedules scale.
 
     Raises:
         UsageError: There is nothing to train.
     """
     gate_ids = {id(parameter) for parameter in gates.parameters} if gates else set()
-    gate_decay = options.weight_decay * _DECAY_OF_GATES / max(gates.count, 1) if gates else 0.0
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
+    for parameter in (*model.parameters(), *(companion.parameters() if companion is not None else ())):
         if not parameter.requires_grad:
             continue
+        decay = 0.0 if parameter.ndim <= 1 and not options.decay_vectors else options.weight_decay
+        kind = (options.lr, decay)
         if id(parameter) in gate_ids:
-            kind = (options.gate_lr or options.lr, gate_decay)
-        elif parameter.ndim <= 1 and not options.decay_vectors:
-            kind = (options.lr, 0.0)
-        else:
-            kind = (options.lr, options.weight_decay)
+            assert gates is not None
+            shared = options.weight_decay * _DECAY_OF_GATES / max(gates.count or 1, 1)
+            kind = (options.gate_lr or options.lr, decay if gates.count is None else shared)
         groups.setdefault(kind, []).append(parameter)
     if not groups:
         raise UsageError(
@@ -65,13 +68,18 @@ def parameter_groups(
     ]
 
 
-def make_optimizer(model: nn.Module, options: LoopOptions, gates: GateParameters | None = None) -> Optimizer:
+def make_optimizer(
+    model: nn.Module,
+    options: LoopOptions,
+    gates: GateParameters | None = None,
+    companion: nn.Module | None = None,
+) -> Optimizer:
     """The optimizer that `options` ask for, over `parameter_groups`.
 
     Raises:
         UsageError: There is nothing to train.
     """
-    groups = parameter_groups(model, options, gates)
+    groups = parameter_groups(model, options, gates, companion)
     if options.optimizer == "adamw":
         return torch.optim.AdamW(groups)
     nesterov = options.nesterov and options.momentum > 0  # without momentum there is nowhere to look ahead

@@ -93,3 +93,21 @@ def test_adamw_decays_apart_from_the_gradient() -> None:
     weight.grad = torch.tensor([7.0])
     optimizer.step()
     assert weight.item() == pytest.approx(2 * (1 - 0.1 * 0.5) - 0.1)  # the first step of Adam is lr
+
+
+def test_gates_that_are_not_counted_have_the_decay_of_the_network() -> None:
+    model = Gated()
+    options = LoopOptions(lr=0.1, gate_lr=0.3, weight_decay=0.02, decay_vectors=False)
+    groups = parameter_groups(model, options, GateParameters(list(model.gate.parameters())))
+    assert settings_of(groups, model.gate.weight) == (0.3, 0.02)
+    assert settings_of(groups, model.gate.bias) == (0.3, 0.0)
+
+
+def test_a_companion_has_the_settings_of_the_network() -> None:
+    model, companion = Gated(), conv_net()
+    groups = parameter_groups(model, LoopOptions(lr=0.1, gate_lr=0.3), model.gates, companion)
+    for parameter in companion.parameters():
+        assert settings_of(groups, parameter) == (0.1, 5e-4)
+    assert parameter_groups(model, LoopOptions(), model.gates) == parameter_groups(
+        model, LoopOptions(), model.gates, None
+    )
