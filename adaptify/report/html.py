@@ -18,17 +18,13 @@ from adaptify.report.derive import class_rows, headline, operating_point, target
 from adaptify.report.plots.exits import compute_figure, frontier_figure, palette
 from adaptify.report.plots.heat import HEAT_LEVELS
 from adaptify.report.schema import Report
-from adaptify.report.sections import gating_section, training_section, wide_and_narrow
-
-_MOST_CLASSES = 24  # more are shown as the cheapest and the dearest
+from adaptify.report.sections import ends, gating_section, samples_section, training_section, wide_and_narrow
 
 
 def render_html(report: Report) -> str:
     """Return the page of a report."""
     rows = class_rows(report)
-    classes: list[list[Any]] = [rows]
-    if len(rows) > _MOST_CLASSES:
-        classes = [rows[: _MOST_CLASSES // 2], rows[-_MOST_CLASSES // 2 :]]
+    classes = ends(rows)
     facts = {
         "report": report,
         "palette": palette(len(report.exits)),
@@ -42,6 +38,7 @@ def render_html(report: Report) -> str:
         "classes": classes,
         "classes_between": len(rows) - sum(map(len, classes)),
         "gating": gating_section(report.gating, report.before.accuracy) if report.gating else None,
+        "samples": samples_section(report) if report.gating and report.gating.samples else None,
         "training": training_section(report.training) if report.training and report.training.epochs else None,
         "heat_levels": HEAT_LEVELS,
         "command": shlex.join(report.command),

@@ -21,10 +21,27 @@ T = TypeVar("T")
 
 def gates_in_words(gating: Gating) -> str:
     """Return how many gates there are, and what for, as `1,184 channel gates at 16 sites`."""
-    return (
-        f"{whole(gating.gates)} {gating.granularity} gate{_s(gating.gates)} "
-        f"at {whole(len(gating.sites))} site{_s(len(gating.sites))}"
-    )
+    told = " and ".join(f"{whole(count)} {kind} gate{_s(count)}" for kind, count in _kinds(gating).items())
+    return f"{told} at {whole(len(gating.sites))} site{_s(len(gating.sites))}"
+
+
+def kinds_in_words(gating: Gating) -> str:
+    """Return what gates close: `channel`, `layer`, or both."""
+    return " and ".join(_kinds(gating))
+
+
+def _kinds(gating: Gating) -> dict[str, int]:
+    """How many gates there are of each kind that there is."""
+    layers = sum(site.gates for site in gating.sites if site.position == "layer")
+    found = {kind: count for kind, count in (("layer", layers), ("channel", gating.gates - layers)) if count}
+    return found or {gating.granularity: 0}
+
+
+def openness_in_words(gating: Gating) -> tuple[str, str]:
+    """Return what says how open a gate is, and its plural."""
+    if gating.kind == "saliences":
+        return "salience", "saliences"
+    return "probability of being open", "probabilities"
 
 
 def gating_line(report: Report, gating: Gating) -> str:

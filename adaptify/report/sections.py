@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from markupsafe import Markup
 
@@ -13,6 +13,8 @@ from adaptify.report.learned import (
     chosen_epoch,
     gates_in_words,
     is_policy,
+    kinds_in_words,
+    openness_in_words,
     site_labels,
 )
 from adaptify.report.plots.gating import (
@@ -24,6 +26,7 @@ from adaptify.report.plots.gating import (
     sweep_figure,
     sweep_modes,
 )
+from adaptify.report.plots.samples import blocks_figure, channels_figure, macs_figure
 from adaptify.report.plots.training import (
     Curve,
     accuracy_curves,
@@ -33,14 +36,18 @@ from adaptify.report.plots.training import (
     loss_curves,
     loss_figure,
 )
-from adaptify.report.schema import Gating, Training
+from adaptify.report.schema import Gating, Report, Training
 
 _WIDE, _NARROW = 520, 340  # px, at which text has its nominal size
+_MOST_CLASSES = 24  # more are shown as the cheapest and the dearest
+
+T = TypeVar("T")
 
 
 def gating_section(gating: Gating, came: float | None) -> dict[str, Any]:
     """Return what the section of gates shows; a figure that has nothing to show is left out."""
     labels = site_labels(gating)
+    one, many = openness_in_words(gating)
     figures = {
         "sweep": partial(sweep_figure, gating, came) if gating.sweep else None,
         "histogram": partial(histogram_figure, gating) if any(gating.histogram) else None,
@@ -49,6 +56,9 @@ def gating_section(gating: Gating, came: float | None) -> dict[str, Any]:
     }
     return {
         "words": gates_in_words(gating),
+        "kinds": kinds_in_words(gating),
+        "openness": one,
+        "opennesses": many,
         "meanings": MEANINGS,
         "policy": [mode for mode in (*gating.modes, *gating.sweep) if is_policy(mode, gating)],
         "lines": labels if len(labels) <= FEW_SITES else [],
@@ -58,6 +68,39 @@ def gating_section(gating: Gating, came: float | None) -> dict[str, Any]:
             name: wide_and_narrow(draw) if draw is not None else None for name, draw in figures.items()
         },
     }
+
+
+def samples_section(report: Report) -> dict[str, Any]:
+    """Return what the section of single images shows, of a report whose gates have `samples`."""
+    assert report.gating is not None
+    assert report.gating.samples is not None
+    samples, base = report.gating.samples, report.before.macs
+    draw_macs = (
+        partial(macs_figure, samples.macs, report.macs_per_sample, base) if samples.macs is not None else None
+    )
+    # A single block is told of in words already; gates that nobody opens, or of no class, show nothing.
+    draw_blocks = partial(blocks_figure, samples.blocks) if len(samples.blocks) > 1 else None
+    uses = [use for use in samples.channels if use.open and use.open[0]]
+    classes = ends(samples.classes)
+    return {
+        "figures": {
+            "macs": wide_and_narrow(draw_macs) if draw_macs is not None else None,
+            "blocks": wide_and_narrow(draw_blocks) if draw_blocks is not None else None,
+            "channels": [(use, wide_and_narrow(partial(channels_figure, use))) for use in uses],
+        },
+        "same_name": len({use.name for use in uses}) < len(uses),
+        "classes": classes if samples.classes else [],
+        "classes_between": len(samples.classes) - sum(map(len, classes)),
+        "examples": samples.examples,
+        "gradient_images": samples.gradient_images,
+    }
+
+
+def ends(classes: Sequence[T]) -> list[Sequence[T]]:
+    """Return classes in their order as one group, or of many those at both ends as two."""
+    if len(classes) <= _MOST_CLASSES:
+        return [classes]
+    return [classes[: _MOST_CLASSES // 2], classes[-_MOST_CLASSES // 2 :]]
 
 
 def training_section(training: Training) -> dict[str, Any]:

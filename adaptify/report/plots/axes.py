@@ -35,6 +35,11 @@ def whole_numbers(values: Sequence[float]) -> list[str]:
     return [f"{value:.0f}" if float(value).is_integer() else "" for value in values]
 
 
+def no_numbers(values: Sequence[float]) -> list[str]:
+    """Write nothing: an axis of things that are named, not counted."""
+    return ["" for _ in values]
+
+
 class Axes:
     """The plotting area of a figure: maps from values to pixels, and the grid.
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from markupsafe import Markup
 
-from adaptify.report.learned import is_policy, site_labels, thinned
+from adaptify.report.learned import is_policy, openness_in_words, site_labels, thinned
 from adaptify.report.plots.axes import (
     CHARACTER,
     Axes,
     diamond,
     floor_of_interest,
+    no_numbers,
     numbers,
     shortened,
     square,
@@ -96,17 +95,18 @@ def histogram_figure(gating: Gating, width: float, height: float = 300) -> Marku
     total = max(sum(gating.histogram), 1)
     parts = [count / total for count in gating.histogram]
     axes = Axes(
-        Svg(width, height, f"Probabilities of the gates: {percent(gating.polarised)} are near 0 or 1"),
+        Svg(width, height, f"How open gates are: {percent(gating.polarised)} are near 0 or 1"),
         x=(0.0, 1.0),
         y=(0.0, max(*parts, 0.01) * 1.08),
     )
-    axes.grid("probability of being open", "of the probabilities", numbers)
+    one, many = openness_in_words(gating)
+    axes.grid(one, f"of the {many}", numbers)
     step = 1 / len(parts)
     for index, part in enumerate(parts):
         low, high = index * step, (index + 1) * step
         side = "s0" if (low + high) / 2 > gating.tau else "shut"
         left, right = axes.x(low) + 0.75, axes.x(high) - 0.75
-        told = f"{low:.3g} to {high:.3g}: {percent(part)} of the probabilities"
+        told = f"{low:.3g} to {high:.3g}: {percent(part)} of the {many}"
         # The smallest part is still to be seen: an empty bin and a rare one differ.
         tall = max(axes.bottom - axes.y(part), 1.5) if part else 0
         axes.svg.rect(left, axes.bottom - tall, right - left, tall, f"bar {side}", told)
@@ -128,7 +128,7 @@ def sites_figure(gating: Gating, width: float, height: float = 300) -> Markup:
         x=(0.0, len(sites)),
         y=(0.0, 1.0),
     )
-    axes.grid("sites, in the order of the network", "of the gates open", _nothing)
+    axes.grid("sites, in the order of the network", "of the gates open", no_numbers)
     gap = 2 if axes.x(1) - axes.x(0) > 6 else 0.4
     for index, (site, label) in enumerate(zip(sites, site_labels(gating), strict=True)):
         left, right = axes.x(index) + gap / 2, axes.x(index + 1) - gap / 2
@@ -159,11 +159,11 @@ def activity_figure(gating: Gating, width: float, height: float = 300) -> Markup
 def _activity_lines(gating: Gating, width: float, height: float) -> Markup:
     epochs = gating.activity
     axes = Axes(
-        Svg(width, height, f"Mean probability of {len(gating.sites)} sites over {len(epochs)} epochs"),
+        Svg(width, height, f"Mean openness of {len(gating.sites)} sites over {len(epochs)} epochs"),
         x=(epochs[0].epoch, epochs[-1].epoch),
         y=(0.0, 1.0),
     )
-    axes.grid("epoch", "mean probability", whole_numbers)
+    axes.grid("epoch", f"mean {openness_in_words(gating)[0]}", whole_numbers)
     for site, label in enumerate(site_labels(gating)):
         axes.svg.polyline([(axes.x(e.epoch), axes.y(e.sites[site])) for e in epochs], f"series s{site}")
         for epoch in thinned(epochs, _MOST_COLUMNS):
@@ -206,7 +206,3 @@ def _deviation(mode: GateMode) -> list[tuple[float, float]]:
 def _told(mode: GateMode) -> str:
     name = mode.name if mode.tau is None else f"{mode.name} \u03c4 = {mode.tau:g}"
     return f"{name}: {percent(mode.kept)} of the MACs, accuracy {percent(mode.accuracy, 2)}"
-
-
-def _nothing(values: Sequence[float]) -> list[str]:
-    return ["" for _ in values]

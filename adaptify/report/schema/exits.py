@@ -1,6 +1,5 @@
 """Early exits: where samples leave, what thresholds were chosen and by what."""
 
-
 from __future__ import annotations
 
 from typing import Any

@@ -70,11 +70,13 @@ class Gating(Part):
     """What the learned gates do.
 
     Attributes:
+        kind: What gates say: how probable it is that they are open, or their salience, with which what they
+            leave open is multiplied.
         data_dependent: Whether gates decide for each sample; otherwise the same for all samples.
         granularity: Whether a gate is for a whole layer or for a channel.
-        tau: Threshold of the policy: a gate is open where its probability is above it.
-        histogram: Number of probabilities in equal bins over [0, 1].
-        polarised: Share of probabilities below 0.05 or above 0.95.
+        tau: Threshold of the policy: a gate is open where its probability (or salience) is above it.
+        histogram: Number of probabilities (or saliences) in equal bins over [0, 1].
+        polarised: Share of them below 0.05 or above 0.95.
         sites: Where gates are, in the order of the network.
         activity: How open the gates were during training.
         modes: What each way of deciding gives.
@@ -83,6 +85,7 @@ class Gating(Part):
         samples: What they make of the test samples, where they decide for each; older reports have none.
     """
 
+    kind: Literal["gates", "saliences"] = "gates"
     data_dependent: bool
     granularity: Literal["layer", "channel"]
     tau: float

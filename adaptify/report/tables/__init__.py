@@ -7,7 +7,7 @@ from rich.text import Text
 
 from adaptify.report.schema import Report
 from adaptify.report.tables.exits import classes_table, exits_table, frontier_table
-from adaptify.report.tables.gating import gating_table
+from adaptify.report.tables.gating import class_uses_table, gating_table
 from adaptify.report.tables.network import headline_table, layers_table, pruning_table
 
 __all__ = ["exits_table", "gating_table", "headline_table", "pruning_table", "report_tables"]
@@ -32,6 +32,8 @@ def report_tables(report: Report, *, layers: bool = True) -> list[RenderableType
     if report.pruning is not None:
         tables.append(pruning_table(report.pruning))
     if report.gating is not None:
+        if report.gating.samples is not None and report.gating.samples.classes:
+            tables.append(class_uses_table(report.gating.samples.classes))
         tables.append(gating_table(report, report.gating))
     tables.append(headline_table(report))
     return [part for table in tables for part in (Text(), table)]

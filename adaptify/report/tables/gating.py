@@ -1,14 +1,18 @@
-"""The table of learned gates: what each way of deciding gives."""
+"""Tables of learned gates: what each way of deciding gives, and what the images of each class take."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from adaptify.report.learned import gating_line, is_policy
-from adaptify.report.schema import Gating, Report
+from adaptify.report.schema import ClassUse, Gating, Report
 from adaptify.report.tables.parts import new_table, one_line, titled
 from adaptify.text import percent, points, whole
+
+_MOST_CLASSES = 12
 
 
 def gating_table(report: Report, gating: Gating) -> RenderableType:
@@ -46,3 +50,16 @@ def gating_table(report: Report, gating: Gating) -> RenderableType:
     if not gating.modes:
         return Group(Text("Gates", style="bold"), line)
     return Group(titled("Gates (ways to decide, on the test samples)", table), line)
+
+
+def class_uses_table(classes: Sequence[ClassUse]) -> RenderableType:
+    """Return what the images of each class take and how many are right, the cheapest classes first."""
+    table = new_table(["class", "images", "accuracy", "MACs kept"], left=1)
+    half = _MOST_CLASSES // 2
+    shown = list(classes) if len(classes) <= _MOST_CLASSES else [*classes[:half], *classes[-half:]]
+    for place, row in enumerate(shown):
+        if len(shown) < len(classes) and place == half:
+            between = f"{whole(len(classes) - len(shown))} more classes"
+            table.add_row(Text(between, style="dim"), "", "", "")
+        table.add_row(one_line(row.name), whole(row.samples), percent(row.accuracy, 2), percent(row.kept))
+    return titled("Classes (what the gates leave open for the images of each)", table)
