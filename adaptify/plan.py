@@ -113,25 +113,65 @@ class GatePlace(_Part):
         return self
 
 
-class PlaceGates(_Part):
+class _PlacesGates(_Part):
     """Put gates into the network that close channels or residual branches.
+
+    Attributes:
+        sites: Where they are.
+    """
+
+    sites: tuple[GatePlace, ...] = Field(min_length=1, max_length=1 << 14)
+
+
+class PlaceGates(_PlacesGates):
+    """Put on-off gates into the network that are drawn in training (`gates.gumbel`).
 
     Attributes:
         dependent: Whether they look at the sample; otherwise they are the same for all.
         hidden: Width of the network of each gate that looks.
         open_probability: Of every gate before anything is learned.
-        sites: Where they are.
+        per: Gates that look are decided block by block, or once for all blocks in a row whose inputs have
+            the same shape.
     """
 
     op: Literal["place_gates"] = "place_gates"
     dependent: bool
     hidden: int = Field(default=16, gt=0, le=1 << 12)
     open_probability: float = Field(gt=0, lt=1)
-    sites: tuple[GatePlace, ...] = Field(min_length=1, max_length=1 << 14)
+    per: Literal["block", "stage"] = "block"
 
+
+class PlaceMaskNet(_PlacesGates):
+    """Put one network in front of all blocks that decides which of them run (`gates.mask_net`).
+
+    Attributes:
+        pool: Side of the map that it shrinks what it sees to.
+        filters: Filters of its convolution.
+    """
+
+    op: Literal["place_mask_net"] = "place_mask_net"
+    pool: int = Field(default=4, gt=0, le=64)
+    filters: int = Field(default=16, gt=0, le=1 << 12)
+
+
+class PlaceSaliences(_PlacesGates):
+    """Put saliences into blocks, of branch and channels: they scale what they do not close (`gates.salience`).
+
+    Attributes:
+        execution: Whether saliences are there before the first convolution of their block
+            (`sequential`), or only after it has run in full (`parallel`).
+    """
+
+    op: Literal["place_saliences"] = "place_saliences"
+    execution: Literal["sequential", "parallel"] = "sequential"
+
+
+GatesStep = PlaceGates | PlaceMaskNet | PlaceSaliences
+"""A step that puts gates into the network which close parts of it."""
 
 Step = Annotated[
-    PlaceExit | DecoupleBlocks | RemoveChannels | RemoveBlocks | PlaceGates, Field(discriminator="op")
+    PlaceExit | DecoupleBlocks | RemoveChannels | RemoveBlocks | PlaceGates | PlaceMaskNet | PlaceSaliences,
+    Field(discriminator="op"),
 ]
 """One thing that is done to a network. Each works on what those before it left."""
 

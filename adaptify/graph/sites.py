@@ -7,7 +7,7 @@ import itertools
 import math
 import operator
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -212,6 +212,13 @@ def nodes_between(source: fx.Node, end: fx.Node) -> set[fx.Node]:
             found.add(node)
             pending.extend(node.all_input_nodes)
     return found
+
+
+def first_layer(traced: Traced, block: BlockSite, cost: CostModel) -> fx.Node:
+    """Return the first node of the branch, in the order of the graph, that costs MACs."""
+    inside = nodes_between(traced.node(block.source), traced.node(block.branch))
+    layers: Iterator[fx.Node] = (node for node in traced.graph.nodes if cost.macs[node.name])
+    return next(node for node in layers if node in inside)
 
 
 def _common_path(nodes: Iterable[fx.Node]) -> str:

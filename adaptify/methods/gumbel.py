@@ -56,6 +56,8 @@ class Gates(Section):
             blocks have `channels` only.
         hidden: Width of the network of each dependent gate.
         open_probability: Of every gate at first; None: .98 for channels, .87 for layers.
+        per: Dependent gates are decided `block` by block, or once a `stage` (blocks in a row whose inputs
+            have the same shape): cheaper, from less.
     """
 
     kind: Literal["independent", "dependent"] = "independent"
@@ -66,6 +68,7 @@ class Gates(Section):
     )
     hidden: int = Field(default=16, ge=1, le=4096)
     open_probability: float | None = Field(default=None, gt=0, lt=1)
+    per: Literal["block", "stage"] = "block"
 
 
 class Train(LoopOptions):
@@ -132,6 +135,7 @@ class Gumbel(GatingMethod):
             PlaceGates(
                 dependent=dependent,
                 hidden=self.gates.hidden,
+                per=self.gates.per,
                 open_probability=self.gates.open_probability or _OPEN[self.gates.granularity],
                 sites=tuple(_place(site) for site in sites),
             )

@@ -23,7 +23,7 @@ from adaptify.graph.selection import TOLERANCE, select_channels
 from adaptify.methods import FitContext, GateFit, GatingMethod, JudgingMethod
 from adaptify.pipeline.prepare import Network, classes_of, make_method
 from adaptify.pipeline.pruning import Pruned
-from adaptify.plan import PlaceGates, RemoveChannels, Step
+from adaptify.plan import GatesStep, RemoveChannels, Step
 from adaptify.recipe import Recipe
 from adaptify.runtime.gated import GatedModel
 
@@ -41,7 +41,7 @@ def has_gates(checkpoint: str | os.PathLike[str]) -> bool:
     """Whether a file or run folder holds a network with gates that close something."""
     if not artifact.is_artifact(checkpoint):
         return False
-    return any(isinstance(step, PlaceGates) for step in artifact.read_plan(checkpoint).steps)
+    return any(isinstance(step, GatesStep) for step in artifact.read_plan(checkpoint).steps)
 
 
 def gates_of(checkpoint: str, *, trust_code: bool = False) -> GatedModel | None:
@@ -186,7 +186,7 @@ def _frozen(
             f"chosen in the order of their probabilities, and {frozen.macs / model.cost.total:.1%} are left; "
             "where that costs accuracy, --finetune trains on"
         )
-    body = tuple(step for step in steps if not isinstance(step, PlaceGates))
+    body = tuple(step for step in steps if not isinstance(step, GatesStep))
     return Pruned(
         traced=frozen.traced,
         steps=(*body, *frozen.steps),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,11 +12,12 @@ from adaptify import artifact
 from adaptify.data import Split
 from adaptify.methods import GateFit
 from adaptify.pipeline import folder
+from adaptify.pipeline.gate_samples import samples_part
 from adaptify.pipeline.job import Job, peak_memory
 from adaptify.pipeline.reporting import layer_rows, provenance, training_part
 from adaptify.report.schema import Report
 from adaptify.runtime.adaptive import AdaptiveModel
-from adaptify.runtime.gate_policy import GatePolicy
+from adaptify.runtime.gate_policy import Policy
 from adaptify.runtime.gated import GatedModel
 from adaptify.runtime.optimize import optimize
 from adaptify.training.evaluate import evaluate
@@ -47,13 +47,21 @@ def conclude_gates(fitted: GateFit, model: GatedModel, job: Job) -> Report:
         progress=job.progress,
     )
     written.to(job.device)
-    found = observe_gates(written, job.data.test, batch_size=size, device=job.device, progress=job.progress)
+    found = observe_gates(
+        written,
+        job.data.test,
+        batch_size=size,
+        device=job.device,
+        by_class=written.per_sample,
+        progress=job.progress,
+    )
     macs = found.macs
+    described = job.data.describe()
     base = job.network.cost.total
     return Report.model_validate(
         {
             **provenance(written),
-            "data": job.data.describe(),
+            "data": described,
             "before": {"accuracy": before.accuracy, "macs": base},
             "after": {
                 "accuracy": found.accuracy,
@@ -69,6 +77,9 @@ def conclude_gates(fitted: GateFit, model: GatedModel, job: Job) -> Report:
             "gating": {
                 **_gating(written, found, fitted),
                 **_modes(written, found, job.data.test, size, job.device),
+                "samples": samples_part(written, found, job.data, described["classes"], job.device)
+                if written.per_sample
+                else None,
             },
             "layers": layer_rows(written, torch.zeros(1, dtype=torch.int64)),
             "timing": {
@@ -86,6 +97,7 @@ def _gating(model: GatedModel, found: GateRecords, fitted: GateFit) -> dict[str,
     sites = model.sites
     gates = [site.gates for site in sites]
     return {
+        "kind": model.policy.to_json()["kind"],
         "data_dependent": model.per_sample,
         "granularity": "layer" if all(site.position == "layer" for site in sites) else "channel",
         "tau": model.policy.tau,
@@ -119,29 +131,32 @@ def _modes(
     """Accuracy and MACs of every way to decide, and of other thresholds."""
     policy = model.policy
 
-    def seen(other: GatePolicy) -> GateRecords:
+    def seen(other: Policy) -> GateRecords:
         model.policy = other
         return observe_gates(model, split, batch_size=batch_size, device=device)
 
+    modes = [_mode("threshold", [chosen.accuracy], [chosen.kept], tau=policy.tau)]
     try:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            draws = [seen(GatePolicy("stochastic")) for _ in range(RUNS)]
-        always = seen(GatePolicy("always_on"))
-        sweep = [(tau, chosen if tau == policy.tau else seen(replace(policy, tau=tau))) for tau in SWEEP]
+        for name, other in policy.variants().items():
+            if not other.draws:
+                found = seen(other)
+                modes.append(_mode(name, [found.accuracy], [found.kept]))
+                continue
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                draws = [seen(other) for _ in range(RUNS)]
+            kept = [draw.kept for draw in draws]
+            modes.append(_mode(name, [draw.accuracy for draw in draws], kept, runs=RUNS))
+            averaged = torch.stack([draw.logits.softmax(1) for draw in draws]).mean(0).argmax(1)
+            accuracy = float((averaged == chosen.labels).double().mean())
+            # The network runs once for every draw.
+            modes.append(_mode("ensemble", [accuracy], [sum(kept)], runs=RUNS))
+        taus = sorted({*SWEEP, policy.tau})
+        sweep = [(tau, chosen if tau == policy.tau else seen(policy.with_tau(tau))) for tau in taus]
     finally:
         model.policy = policy
-    averaged = torch.stack([draw.logits.softmax(1) for draw in draws]).mean(0).argmax(1)
-    kept = [draw.kept for draw in draws]
-    accuracy = [draw.accuracy for draw in draws]
     return {
-        "modes": [
-            _mode("threshold", [chosen.accuracy], [chosen.kept], tau=policy.tau),
-            _mode("always-on", [always.accuracy], [always.kept]),
-            _mode("stochastic", accuracy, kept, runs=RUNS),
-            # The network runs once for every draw.
-            _mode("ensemble", [float((averaged == chosen.labels).double().mean())], [sum(kept)], runs=RUNS),
-        ],
+        "modes": modes,
         "sweep": [_mode("threshold", [item.accuracy], [item.kept], tau=tau) for tau, item in sweep],
     }
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from adaptify import artifact
+from adaptify.assembly import Adapted
 from adaptify.checkpoint.load import load_model
 from adaptify.data import Data, check_labels, open_data
 from adaptify.data.open import Part
@@ -17,10 +18,11 @@ from adaptify.graph.trace import Traced, trace
 from adaptify.input_spec import InputSpec
 from adaptify.methods import GatingMethod, Method, find_method
 from adaptify.models.registry import Architecture
-from adaptify.plan import PlaceExit, PlaceGates, Plan, Source, Step
+from adaptify.plan import GatesStep, PlaceExit, Plan, Source, Step
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import DataSection, ModelSection, Recipe
 from adaptify.runtime.adaptive import AdaptiveModel
+from adaptify.runtime.gated import GatedModel
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Network:
         placed: Exits that the file has already, which are not part of the graph: site -> threshold (None:
             never taken).
         steps: What was done to the architecture to come to the graph.
+        gated: The same network with the gates that the file has, which close parts of it.
     """
 
     architecture: Architecture
@@ -45,6 +48,7 @@ class Network:
     notes: tuple[str, ...]
     placed: Mapping[str, float | None] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
+    gated: GatedModel | None = None
 
 
 def open_network(model: ModelSection, data: DataSection | None = None) -> Network:
@@ -127,6 +131,24 @@ def plan_for(recipe: Recipe, network: Network, steps: tuple[Step, ...]) -> Plan:
     )
 
 
+def adopt_gates(model: Adapted, network: Network) -> bool:
+    """Let the gates of `model` start as those that the network came with, if they are the same gates.
+
+    Returns:
+        Whether they were; else the gates of `model` are left as they are.
+    """
+    gated = network.gated
+    if gated is None or not isinstance(model, GatedModel):
+        return False
+    fresh, trained = model.gate_state(), gated.gate_state()
+    if model.sites != gated.sites or {name: tensor.shape for name, tensor in fresh.items()} != {
+        name: tensor.shape for name, tensor in trained.items()
+    }:
+        return False
+    model.load_state_dict(trained, strict=False)
+    return True
+
+
 def classes_of(network: Network) -> int:
     """Number of classes that the network tells apart.
 
@@ -148,8 +170,9 @@ def _open_artifact(model: ModelSection, data: DataSection | None) -> Network:
     if isinstance(made, AdaptiveModel):
         limits = (limit if math.isfinite(limit) else None for limit in made.policy.thresholds)
         placed = dict(zip((item.site.name for item in made.exits), limits, strict=True))
-    steps = tuple(step for step in plan.steps if not isinstance(step, (PlaceExit, PlaceGates)))
-    return replace(network, placed=placed, steps=steps)
+    steps = tuple(step for step in plan.steps if not isinstance(step, (PlaceExit, GatesStep)))
+    gated = made if isinstance(made, GatedModel) else None
+    return replace(network, placed=placed, steps=steps, gated=gated)
 
 
 def _with_input(architecture: Architecture, data: DataSection | None) -> Architecture:

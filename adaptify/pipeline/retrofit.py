@@ -20,6 +20,7 @@ from adaptify.pipeline.exit_run import check_target
 from adaptify.pipeline.job import Job
 from adaptify.pipeline.prepare import (
     Network,
+    adopt_gates,
     classes_of,
     make_gating_method,
     open_network,
@@ -43,12 +44,14 @@ class Preview:
     Attributes:
         network: The network it would work on.
         steps: The gates it would place.
-        model: The network with those gates, untrained.
+        model: The network with those gates.
+        adopted: Whether they are the trained ones that the network came with; otherwise they are untrained.
     """
 
     network: Network
     steps: tuple[Step, ...]
     model: Adapted
+    adopted: bool
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ def preview(recipe: Recipe) -> Preview:
     steps = make_gating_method(recipe).place(network.traced, network.cost, classes_of(network))
     # The network as it came is still needed: its accuracy stands beside that of the result.
     model = assemble(network.traced.with_own_tensors(), steps).eval()
+    adopted = adopt_gates(model, network)
     if isinstance(model, AdaptiveModel):
         check_target(recipe.calibrate, model)
     elif recipe.calibrate != CalibrateSection():
@@ -76,7 +80,7 @@ def preview(recipe: Recipe) -> Preview:
             f"{recipe.method} has no exits whose thresholds could be chosen for an accuracy or for MACs",
             "Its gates are trained towards a part of the MACs: train.target=0.5.",
         )
-    return Preview(network, steps, model)
+    return Preview(network, steps, model, adopted)
 
 
 def retrofit(
@@ -96,6 +100,10 @@ def retrofit(
     network, model = before.network, before.model
     if network.placed:
         progress.note("the exits that the network has are left out: new ones take their place")
+    if before.adopted:
+        progress.note("the network comes with these gates: they are trained on")
+    elif network.gated is not None:
+        progress.note("the gates that the network has are left out: new ones take their place")
     for note in network.notes:
         progress.note(note)
     data = open_recipe_data(recipe, network.architecture.input, model.num_classes, progress=progress)

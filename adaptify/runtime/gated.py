@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from adaptify.graph.gate_sites import GateSite
 from adaptify.graph.gating import Decide, Decider, insert_gates
 from adaptify.graph.program import compile_graph
 from adaptify.graph.trace import Traced
-from adaptify.runtime.gate_policy import GatePolicy
+from adaptify.runtime.gate_policy import GatePolicy, Policy
 from adaptify.runtime.view import NetworkView
 
 
@@ -25,8 +25,9 @@ class Decisions(NamedTuple):
 
     Attributes:
         logits: (N, M).
-        odds: Log-odds of being open: (K,) where gates decide for all samples alike, or (N, K).
-        gates: The decisions, of the same shape: 0 closed, 1 open.
+        odds: What the networks of the gates say, log-odds of being open or raw saliences: (K,) where gates
+            decide for all samples alike, or (N, K).
+        gates: The decisions, of the same shape, in [0, 1]: 0 is closed, more than 0 scales what is open.
     """
 
     logits: Tensor
@@ -44,6 +45,7 @@ class GatedModel(NetworkView):
         deciders: What decides which gates.
         policy: How gates decide in evaluation. May be replaced between batches.
         sample: How gates are drawn in training: log-odds -> gates, with a gradient.
+        whole: Names of nodes that run in full, whatever the gates say.
     """
 
     def __init__(
@@ -51,17 +53,28 @@ class GatedModel(NetworkView):
         traced: Traced,
         deciders: Sequence[Decider],
         sample: Decide,
-        policy: GatePolicy | None = None,
+        policy: Policy | None = None,
         channels: Channels | None = None,
+        whole: Collection[str] = (),
     ) -> None:
-        """Put gates into `traced`; `channels` are its channels, where they are known."""
+        """Put gates into `traced`.
+
+        Args:
+            traced: The network.
+            deciders: What decides which gates.
+            sample: How gates are drawn in training.
+            policy: How they decide in evaluation; by default by a threshold.
+            channels: The channels of the network, where they are known.
+            whole: Names of nodes that run in full, whatever the gates say.
+        """
         super().__init__(traced, {decider.name: decider.module for decider in deciders})
         self.deciders = tuple(deciders)
-        self.policy = policy or GatePolicy()
+        self.policy: Policy = policy or GatePolicy()
         self.sample = sample
         if channels is None and any(site.position != "layer" for site in self.sites):
             channels = find_channels(traced)
         self._channels = channels
+        self.whole = frozenset(whole)
         graph = insert_gates(self.traced, channels, self.deciders, self._gates_name)
         self._program = compile_graph(graph)
         self.train(traced.root.training)
@@ -82,12 +95,11 @@ class GatedModel(NetworkView):
 
     def run(self, images: Tensor) -> Decisions:
         """Run (N, C, H, W) under the policy; an ensemble averages class probabilities, and its gates."""
-        if self.policy.runs == 1:
-            return self.decide(images, self.policy.decide)
-        runs = [self.decide(images, self.policy.decide) for _ in range(self.policy.runs)]
-        mean = torch.stack([run.logits.softmax(1) for run in runs]).mean(0)
-        gates = torch.stack([run.gates for run in runs]).mean(0)
-        return Decisions(mean.log(), runs[0].odds, gates)
+        return ensemble(self.runs(images))
+
+    def runs(self, images: Tensor) -> list[Decisions]:
+        """Run (N, C, H, W) as often as the policy says: once, unless it is of an ensemble."""
+        return [self.decide(images, self.policy.decide) for _ in range(self.policy.runs)]
 
     def decide(self, images: Tensor, decide: Decide) -> Decisions:
         """Run (N, C, H, W) with gates as `decide` makes them of their log-odds."""
@@ -125,6 +137,14 @@ class GatedModel(NetworkView):
                 shape = self.traced.node(decider.source).meta["shape"]
                 macs += count_module(decider.module, (1, *shape[1:]))
         return macs
+
+
+def ensemble(runs: Sequence[Decisions]) -> Decisions:
+    """Average the class probabilities and the gates of several runs; a single one is what it is."""
+    if len(runs) == 1:
+        return runs[0]
+    mean = torch.stack([run.logits.softmax(1) for run in runs]).mean(0)
+    return Decisions(mean.log(), runs[0].odds, torch.stack([run.gates for run in runs]).mean(0))
 
 
 def _by_sample(parts: Sequence[Tensor], count: int) -> Tensor:

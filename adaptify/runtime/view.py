@@ -65,6 +65,11 @@ class NetworkView(nn.Module):
         prefix = f"{self._gates_name}."
         return tuple(parameter for name, parameter in self.named_parameters() if name.startswith(prefix))
 
+    def gate_state(self) -> dict[str, Tensor]:
+        """The parameters and buffers of the gates, as the state dict names them."""
+        prefix = f"{self._gates_name}."
+        return {name: tensor for name, tensor in self.state_dict().items() if name.startswith(prefix)}
+
     def backbone(self) -> Traced:
         """The network without its gates, sharing this module's tensors."""
         root = share_copy(self.traced.root)
