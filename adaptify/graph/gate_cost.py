@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,8 @@ class GateCost:
         channels: Channels | None,
         sites: Sequence[GateSite],
         cost: CostModel | None = None,
+        *,
+        whole: Collection[str] = (),
     ) -> None:
         """Prepare the cost of `sites` in the order in which decisions will list them.
 
@@ -43,6 +45,8 @@ class GateCost:
             channels: Its channels, where sites are channel groups.
             sites: All sites of all deciders.
             cost: MACs of the network, where they are known.
+            whole: Names of nodes that always run in full, as what runs while the gates are decided: they cost
+                the same whatever is closed, even in a branch that is.
         """
         cost = cost or CostModel(traced)
         self._sizes = [site.gates for site in sites]
@@ -51,9 +55,10 @@ class GateCost:
         self._channels = ChannelCost(channels, cost) if channels is not None else None
         self._macs = torch.tensor([cost.macs[node.name] for node in nodes], dtype=torch.int64)
         groups = self._channels.names if self._channels is not None else ()
-        # How many channels each gate opens, and which nodes each layer gate switches.
+        # How many channels each gate opens, and which gate switches each node; most have none, so the last.
         self._opens = torch.zeros(self.gates, len(groups), dtype=torch.int64)
-        self._switches = torch.zeros(self.gates, len(nodes), dtype=torch.bool)
+        self._switch = torch.full((len(nodes),), self.gates)
+        self._whole = torch.tensor([node.name in whole for node in nodes], dtype=torch.bool)
         column = {name: index for index, name in enumerate(groups)}
         by_name = {node.name: node for node in traced.graph.nodes}
         place = {node: index for index, node in enumerate(nodes)}
@@ -63,7 +68,7 @@ class GateCost:
                 assert site.block is not None
                 for node in nodes_between(by_name[site.block.source], by_name[site.block.branch]):
                     if node in place:
-                        self._switches[start, place[node]] = True
+                        self._switch[place[node]] = start  # blocks do not overlap
             else:
                 for gate in site.gate_of():
                     if gate:
@@ -87,14 +92,9 @@ class GateCost:
             sizes = self._channels.sizes.to(gates)
             opens = self._opens.to(gates)
             macs = self._channels.per_node(sizes - product(1 - gates, opens.T))
-        if bool(self._switches.any()):
-            switches = self._switches.to(gates.device)
-            # Nodes without a layer gate keep the factor 1; a node has at most one.
-            factor = torch.where(switches, gates.unsqueeze(-1), torch.ones_like(gates[..., :1, None])).prod(
-                -2
-            )
-            macs = macs * factor
-        return macs.sum(-1)
+        open_or_none = torch.cat([gates, torch.ones_like(gates[..., :1])], -1)
+        macs = macs * open_or_none[..., self._switch.to(gates.device)]
+        return torch.where(self._whole.to(gates.device), self._macs.to(gates), macs).sum(-1)
 
     def check_target(self, target: float) -> None:
         """Refuse a target that is missed even with all gates closed.

@@ -13,6 +13,7 @@ from typing import Literal
 
 from adaptify.graph.channels import Channels
 from adaptify.graph.decouple import find_block_groups
+from adaptify.graph.grouping import ChannelGroup
 from adaptify.graph.sites import BlockSite, nodes_between
 
 Position = Literal["channels", "input", "output", "shortcut", "layer"]
@@ -89,6 +90,33 @@ def _filters(channels: int) -> int:
 def find_layer_sites(blocks: Sequence[BlockSite]) -> tuple[GateSite, ...]:
     """Return one site per residual block: its whole branch."""
     return tuple(GateSite(block.name, "layer", 1, 1, 0, block) for block in blocks)
+
+
+def find_first_layer_sites(channels: Channels, blocks: Sequence[BlockSite]) -> tuple[GateSite, ...]:
+    """Return the channels that the first layer of each residual branch writes, with a gate for each of them.
+
+    Blocks have none where the channels of that layer are those of the stream (a depthwise convolution) or
+    cannot be told apart.
+
+    Args:
+        channels: The channels of the network.
+        blocks: Its residual blocks.
+    """
+    nodes = {node.name: node for node in channels.traced.graph.nodes}
+    place = _positions(channels, blocks)
+    written: dict[str, list[ChannelGroup]] = {}
+    for group in channels.groups:
+        for member in group.of_kind("write"):
+            written.setdefault(member.target, []).append(group)
+    sites = []
+    for block in blocks:
+        inside = nodes_between(nodes[block.source], nodes[block.branch])
+        layers = (str(node.target) for node in nodes.values() if node in inside)
+        groups = next((written[layer] for layer in layers if layer in written), [])
+        if len(groups) != 1 or groups[0].frozen_reason or place[groups[0].name] != ("channels", block):
+            continue
+        sites.append(GateSite(groups[0].name, "channels", groups[0].size, 1, 0, block))
+    return tuple(sites)
 
 
 def _positions(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adaptify.graph.channels import find_channels
 from adaptify.graph.cost import CostModel
 from adaptify.graph.gate_cost import GateCost
-from adaptify.graph.gate_sites import find_channel_sites, find_layer_sites
+from adaptify.graph.gate_sites import find_channel_sites, find_first_layer_sites, find_layer_sites
 from adaptify.graph.sites import find_blocks
 from adaptify.graph.trace import Traced, trace
 
@@ -184,3 +184,55 @@ def test_a_model_that_runs_some_gates_costs_them() -> None:
         assert torch.equal(model.run(images).logits, model.decide(images, fixed(gates)).logits)
     index = [site.name for site in model.sites].index("layer2.0.conv1")
     assert int(model.gate_cost(gates)) == model.gate_cost.without(index) < model.gate_cost.total
+
+
+def salient_block() -> tuple[Traced, GateCost, GateCost]:
+    """A block x + out(relu(inner(x))) with a gate for its branch and for each of 6 channels inside.
+
+    The cost where gates are decided first, and where `inner` runs meanwhile.
+    """
+    traced = residual(1)
+    channels = find_channels(traced)
+    blocks = find_blocks(traced, CostModel(traced))
+    sites = find_first_layer_sites(channels, blocks)
+    assert [(site.position, site.gates) for site in sites] == [("channels", 6)]
+    layers = find_layer_sites(blocks)
+    sequential = GateCost(traced, channels, (*layers, *sites))
+    return traced, sequential, GateCost(traced, channels, (*layers, *sites), whole=("inner0",))
+
+
+HALF = BLOCK // 2
+
+
+@pytest.mark.parametrize(
+    ("layer", "inside", "first", "second"),
+    [(1, 6, 1.0, 1.0), (1, 3, 0.5, 0.5), (1, 1, 1 / 6, 1 / 6), (0, 6, 0, 0), (0, 2, 0, 0)],
+)
+def test_what_runs_beside_the_gates_runs_in_full(
+    layer: int, inside: int, first: float, second: float
+) -> None:
+    _, sequential, parallel = salient_block()
+    gates = torch.tensor([layer, *[1] * inside, *[0] * (6 - inside)])
+    assert int(sequential(gates)) == STEM + round(HALF * (first + second)) + HEAD
+    # The first convolution runs while the gates are decided, even if the whole branch is left out then.
+    assert int(parallel(gates)) == STEM + HALF + round(HALF * second) + HEAD
+
+
+def test_the_bounds_and_gradients_of_both_executions() -> None:
+    _, sequential, parallel = salient_block()
+    assert sequential.total == parallel.total == STEM + BLOCK + HEAD
+    assert (sequential.least, parallel.least) == (STEM + HEAD, STEM + HALF + HEAD)
+    assert (sequential.without(0), parallel.without(0)) == (STEM + HEAD, STEM + HALF + HEAD)
+    for cost, of_layer, of_channel in ((sequential, BLOCK, BLOCK / 6), (parallel, HALF, HALF / 6)):
+        gates = torch.ones(3, 7, dtype=torch.float64, requires_grad=True)
+        cost(gates).sum().backward()
+        assert gates.grad is not None
+        assert gates.grad.tolist() == [[of_layer, *[of_channel] * 6]] * 3
+
+
+def test_every_sample_and_every_node_has_its_own_switch() -> None:
+    traced = residual(3)
+    layers = find_layer_sites(find_blocks(traced, CostModel(traced)))
+    cost = GateCost(traced, None, layers, whole=("inner1",))
+    gates = torch.tensor([[1, 1, 0], [0, 0, 1], [0, 1, 0]])
+    assert cost(gates).tolist() == [STEM + part * HALF + HEAD for part in (4, 3, 2)]
