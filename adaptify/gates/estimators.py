@@ -37,8 +37,8 @@ def _sigmoid(p: Tensor) -> Tensor:
 def _sinc(p: Tensor) -> Tensor:
     """sinc(2 (p - 1/2)) / (Si(pi) / pi), sinc(u) = sin(pi u) / (pi u).
 
-    The lobe of a sinc around 0, stretched over [0, 1]: decisions near the threshold learn most, those that are
-    made for good learn nothing, and none is pushed the wrong way, as the negative lobes further out would do.
+    The lobe of a sinc around 0, stretched over [0, 1]: decisions near the threshold learn most, those made
+    for good learn nothing, and none is pushed the wrong way, as the negative lobes further out would do.
     """
     return torch.sinc(2 * (p - 0.5)) / SINC_AREA
 

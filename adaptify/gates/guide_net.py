@@ -13,7 +13,7 @@ class GuideNet(nn.Module):
     Args:
         in_channels: Channels of the images.
         classes: M.
-        width: Channels of the first convolution; each of the two after it has twice as many, and halves the map.
+        width: Channels of the first convolution; the two after it have twice as many each, and halve the map.
     """
 
     def __init__(self, in_channels: int, classes: int, *, width: int = 16) -> None:

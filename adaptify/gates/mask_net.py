@@ -15,7 +15,7 @@ from adaptify.errors import UsageError
 from adaptify.gates.gumbel import initial_odds
 
 OPEN = 0.8
-"""Probability of every gate at first. All are open then, and near enough to the threshold to learn quickly."""
+"""Probability of every gate at first: all are open, and near enough to the threshold to learn quickly."""
 
 
 class MaskNet(nn.Module):
@@ -49,7 +49,7 @@ class MaskNet(nn.Module):
         super().__init__()
         if spatial_dims not in (1, 2):
             raise UsageError(
-                f"a mask net looks at maps or sequences, not at features with {spatial_dims} spatial dimensions",
+                f"a mask net looks at maps or sequences, not at features of {spatial_dims} spatial dims",
                 "Use a method whose gates look at averages: --method gumbel gates.kind=dependent.",
             )
         self.channel_axis = channel_axis

@@ -1,6 +1,6 @@
 """The methods, one file a paper. Importing this package registers them all."""
 
-from adaptify.methods import dgate, gumbel, importance
+from adaptify.methods import dgate, gumbel, importance, sgad
 from adaptify.methods.base import (
     ExitFit,
     Fit,
@@ -26,4 +26,5 @@ __all__ = [
     "gumbel",
     "importance",
     "method_names",
+    "sgad",
 ]

@@ -8,12 +8,10 @@ and say what the network can do without (pruning); those that look at the sample
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from adaptify.data import Data
 from adaptify.errors import ModelError
@@ -21,17 +19,16 @@ from adaptify.graph.channels import find_channels
 from adaptify.graph.cost import CostModel
 from adaptify.graph.decouple import decouple, find_adapters
 from adaptify.graph.gate_sites import POSITIONS, GateSite, find_channel_sites, find_layer_sites
-from adaptify.graph.program import compile_graph
 from adaptify.graph.sites import BlockSite, find_blocks
 from adaptify.graph.trace import Traced
 from adaptify.methods.base import FitContext, GateFit, GatingMethod, Section, register
-from adaptify.plan import DecoupleBlocks, GatePlace, PlaceGates, Step
+from adaptify.methods.gating import distil_from_backbone, gate_place
+from adaptify.plan import DecoupleBlocks, PlaceGates, Step
 from adaptify.runtime.gated import GatedModel
 from adaptify.training.gate_loss import GateObjective, Measure, Target, TargetSchedule
 from adaptify.training.gate_records import observe_gates
 from adaptify.training.history import Validation
 from adaptify.training.loop import train
-from adaptify.training.objective import Distillation
 from adaptify.training.optimizer import GateParameters
 from adaptify.training.options import LoopOptions
 
@@ -137,7 +134,7 @@ class Gumbel(GatingMethod):
                 hidden=self.gates.hidden,
                 per=self.gates.per,
                 open_probability=self.gates.open_probability or _OPEN[self.gates.granularity],
-                sites=tuple(_place(site) for site in sites),
+                sites=tuple(gate_place(site) for site in sites),
             )
         )
         return tuple(steps)
@@ -162,9 +159,6 @@ class Gumbel(GatingMethod):
         cost = model.gate_cost
         if self.train.measure == "macs":
             cost.check_target(self.train.target)
-        distillation = None
-        if self.train.distill is not None:
-            distillation = Distillation(_teacher(model, context.device), **self.train.distill.model_dump())
         objective = GateObjective(
             cost,
             Target(self.train.target, self.train.target_schedule),
@@ -172,7 +166,7 @@ class Gumbel(GatingMethod):
             weight=self.train.weight,
             const_quad=self.train.const_quad,
             label_smoothing=self.train.label_smoothing,
-            distillation=distillation,
+            distillation=distil_from_backbone(self.train.distill, model, context.device),
         )
         activity: list[tuple[float, ...]] = []
 
@@ -212,22 +206,3 @@ class Gumbel(GatingMethod):
         if settings.gate_lr is not None or not steps:
             return settings
         return settings.model_copy(update={"gate_lr": _GATE_RATE * gates / steps})
-
-
-def _place(site: GateSite) -> GatePlace:
-    return GatePlace(
-        name=site.name,
-        position=site.position,
-        size=site.size,
-        filters=site.filters,
-        always_open=site.always_open,
-        block=site.block.name if site.block is not None else None,
-    )
-
-
-def _teacher(model: GatedModel, device: torch.device) -> Callable[[Tensor], Any]:
-    """The network as it was before training, without gates."""
-    backbone = model.backbone()
-    root = backbone.with_own_tensors().root.to(device).eval().requires_grad_(False)
-    run = compile_graph(backbone.graph)
-    return lambda images: run(root, images)

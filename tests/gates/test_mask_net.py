@@ -100,7 +100,7 @@ def test_gates_that_are_not_there_cannot_be_kept(kept: list[int]) -> None:
 
 
 def test_features_without_positions_are_refused() -> None:
-    with pytest.raises(UsageError, match="0 spatial dimensions"):
+    with pytest.raises(UsageError, match="0 spatial dims"):
         MaskNet(6, 5, spatial_dims=0)
 
 
