@@ -1,6 +1,6 @@
 """The methods, one file a paper. Importing this package registers them all."""
 
-from adaptify.methods import dgate, gumbel, importance, sgad
+from adaptify.methods import dgate, gumbel, importance, lcnet, sgad
 from adaptify.methods.base import (
     ExitFit,
     Fit,
@@ -25,6 +25,7 @@ __all__ = [
     "find_method",
     "gumbel",
     "importance",
+    "lcnet",
     "method_names",
     "sgad",
 ]
