@@ -126,7 +126,7 @@ class GatedModel(NetworkView):
     @cached_property
     def gate_cost(self) -> GateCost:
         """MACs as a function of all gates."""
-        return GateCost(self.traced, self._channels, self.sites, self.cost)
+        return GateCost(self.traced, self._channels, self.sites, self.cost, whole=self.whole)
 
     @cached_property
     def decider_macs(self) -> int:
