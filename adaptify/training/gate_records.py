@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adaptify.data import Split
 from adaptify.progress import SILENT, Progress
-from adaptify.runtime.gated import GatedModel
+from adaptify.runtime.gated import GatedModel, ensemble
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,19 @@ class GateRecords:
     Attributes:
         predictions: (N,) int64.
         labels: (N,) int64.
-        macs: (N,) float64, MACs of each sample, those of deciding included.
-        open: (K,) float64, the mean of each gate's decisions.
-        probabilities: (K,) float64, the mean of its probability of being open.
-        histogram: How many probabilities (of gates that look at nothing; else of gates and samples) lie
-            in each of `BINS` equal parts of [0, 1].
+        macs: (N,) float64, MACs of each sample, those of deciding included; of an ensemble, of all its runs.
+        open: (K,) float64, the share of the samples (of an ensemble: of its runs) that open each gate. A gate
+            is open where it is above 0.
+        probabilities: (K,) float64, the mean of how open it is: its probability, or its salience.
+        histogram: How many of these (of gates that look at nothing; else of gates and samples) lie in each of
+            `BINS` equal parts of [0, 1].
         kept: Mean MACs as a fraction of those of the whole network.
         seconds: Wall-clock time of the network alone.
         logits: (N, M) float32.
         site_probabilities: The mean of `probabilities` at each site.
         site_open: The mean of `open` at each site.
+        opened_by_class: (M, K) float64, how many samples of each class (by label) open each gate, a mean over
+            the runs of an ensemble; None unless it was asked for.
     """
 
     predictions: Tensor
@@ -43,6 +46,7 @@ class GateRecords:
     logits: Tensor
     site_probabilities: tuple[float, ...]
     site_open: tuple[float, ...]
+    opened_by_class: Tensor | None = None
 
     @property
     def accuracy(self) -> float:
@@ -65,32 +69,41 @@ def observe_gates(
     *,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
+    by_class: bool = False,
     progress: Progress = SILENT,
 ) -> GateRecords:
-    """Run `model` (on `device`) over `split` under its policy, in evaluation mode."""
+    """Run `model` (on `device`) over `split` under its policy, in evaluation mode.
+
+    Gates are counted batch by batch: memory grows as N + K, and as M x K if `by_class`.
+    """
     model.eval()
     cost = model.gate_cost
     logits, macs = [], []
-    opened = torch.zeros(cost.gates, dtype=torch.float64)
-    likely = torch.zeros_like(opened)
+    # Without classes, all samples are of the same one.
+    opened = torch.zeros(model.num_classes if by_class else 1, cost.gates, dtype=torch.float64)
+    likely = torch.zeros(cost.gates, dtype=torch.float64)
     histogram = torch.zeros(BINS, dtype=torch.float64)
     seconds = 0.0
     with progress.stage("evaluate", total=len(split)) as stage:
         for images, labels in split.batches(batch_size, device=device):
             started = time.perf_counter()
-            decisions = model.run(images)
+            runs = model.runs(images)
+            decisions = ensemble(runs)
             logits.append(decisions.logits.float().cpu())
             seconds += time.perf_counter() - started
-            gates = decisions.gates.double().cpu()
-            probabilities = decisions.odds.double().sigmoid().cpu()
-            macs.append((cost(gates) + model.decider_macs).expand(len(labels)))
-            by_sample = gates.expand(len(labels), -1)
-            opened += by_sample.sum(0)
+            rows = labels.cpu() if by_class else torch.zeros(len(labels), dtype=torch.int64)
+            spent = torch.zeros(len(labels), dtype=torch.float64)
+            for run in runs:
+                gates = (run.gates > 0).cpu()
+                spent += cost(gates) + model.decider_macs
+                opened.index_add_(0, rows, gates.double().expand(len(labels), -1), alpha=1 / len(runs))
+            macs.append(spent)
+            probabilities = model.policy.openness(decisions.odds.double()).cpu()
             likely += probabilities.expand(len(labels), -1).sum(0)
             if model.per_sample or not histogram.any():
                 histogram += torch.histc(probabilities, BINS, 0, 1)
             stage.advance(len(labels))
-    opened, likely = opened / len(split), likely / len(split)
+    open_share, likely = opened.sum(0) / len(split), likely / len(split)
     all_logits = torch.cat(logits)
     all_macs = torch.cat(macs)
     sizes = [site.gates for site in model.sites]
@@ -98,12 +111,13 @@ def observe_gates(
         predictions=all_logits.argmax(1),
         labels=split.labels,
         macs=all_macs,
-        open=opened,
+        open=open_share,
         probabilities=likely,
         histogram=histogram,
         kept=float(all_macs.mean()) / cost.total,
         seconds=seconds,
         logits=all_logits,
         site_probabilities=tuple(float(part.mean()) for part in likely.split(sizes)),
-        site_open=tuple(float(part.mean()) for part in opened.split(sizes)),
+        site_open=tuple(float(part.mean()) for part in open_share.split(sizes)),
+        opened_by_class=opened if by_class else None,
     )

@@ -118,7 +118,7 @@ def diamond(svg: Svg, x: float, y: float, cls: str, title: str) -> None:
 
 def shortened(name: str, room: float) -> str:
     """Return as much of a name as fits into `room` pixels, or nothing where that says nothing."""
-    most = int(room / CHARACTER)
+    most = int(room / CHARACTER + 1e-6)  # a room that was made for the name holds it
     if len(name) <= most:
         return name
     return f"{name[: most - 1]}\u2026" if most >= 5 else ""
