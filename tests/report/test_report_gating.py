@@ -215,7 +215,7 @@ def test_a_row_of_the_heat_map_changes_where_the_gates_do() -> None:
     rows = [cell for cell in cells if cell.elements[0][1]["class"] != "heat h10"]
     assert [cell.elements[0][1]["class"] for cell in rows] == ["heat h20", "heat h0"] * 5
     left, middle = number(rows[0], "x"), number(rows[1], "x")
-    assert middle == pytest.approx((left + left + number(rows[0], "width")) / 2, abs=0.2)
+    assert middle - left == pytest.approx(number(rows[1], "width"), abs=0.2)
 
 
 def test_sites_of_one_layer_are_told_apart() -> None:

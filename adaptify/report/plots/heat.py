@@ -12,6 +12,7 @@ HEAT_LEVELS = 20
 BELOW_MAP = 24  # px, for the names of the ends of the columns
 ABOVE_MAP = 6
 _LINE = 12  # px that a name takes
+_OVERLAP = 0.5  # px
 
 
 def names_width(names: Sequence[str], width: float) -> float:
@@ -42,10 +43,11 @@ def draw_row(axes: Axes, y: float, tall: float, name: str, values: Sequence[floa
     """
     start = 0
     for level, run in groupby(round(value * HEAT_LEVELS) for value in values):
-        # To the end of the row: what comes next is drawn over it, and no seam shows.
         at = axes.x(start)
-        axes.svg.rect(at, y, axes.right - at, tall - (1 if tall > 5 else 0), f"heat h{level}")
         start += len(list(run))
+        # A little too wide: what comes next is drawn over it, and no seam shows.
+        end = min(axes.x(start) + _OVERLAP, axes.right)
+        axes.svg.rect(at, y, end - at, tall - (1 if tall > 5 else 0), f"heat h{level}")
     axes.svg.rect(axes.left, y, axes.right - axes.left, tall, "touch", told)
     if name:
         axes.svg.text(axes.left - 6, y + tall / 2 + 3.5, shortened(name, axes.left - 10), "tick", "end")

@@ -72,7 +72,8 @@ def blocks_figure(blocks: list[BlockUse], width: float, height: float = 300) -> 
         if len(name := shortened(block.name, right - left)) == len(block.name):
             svg.text((left + right) / 2, axes.bottom + 17, name, "tick", "middle")
         line.append(((left + right) / 2, axes.y(block.gradient / largest), told))
-    svg.polyline([(x, y) for x, y, _ in line], "series s3")
+    for cls in ("under", "series s3"):
+        svg.polyline([(x, y) for x, y, _ in line], cls)
     for x, y, told in line:
         svg.circle(x, y, 4, "peak s3", told)
     return svg.markup()
