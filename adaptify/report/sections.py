@@ -71,7 +71,7 @@ def gating_section(gating: Gating, came: float | None) -> dict[str, Any]:
 
 
 def samples_section(report: Report) -> dict[str, Any]:
-    """Return what the section of single images shows, of a report whose gates have `samples`."""
+    """Return what the section of single images shows, of a report whose gates have `samples`; {}: nothing."""
     assert report.gating is not None
     assert report.gating.samples is not None
     samples, base = report.gating.samples, report.before.macs
@@ -82,6 +82,8 @@ def samples_section(report: Report) -> dict[str, Any]:
     draw_blocks = partial(blocks_figure, samples.blocks) if len(samples.blocks) > 1 else None
     uses = [use for use in samples.channels if use.open and use.open[0]]
     classes = ends(samples.classes)
+    if not (draw_macs or draw_blocks or uses or samples.classes or samples.examples.easy):
+        return {}
     return {
         "figures": {
             "macs": wide_and_narrow(draw_macs) if draw_macs is not None else None,

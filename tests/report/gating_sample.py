@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from report_sample import MACS, sample_report
+from report_sample import CLASSES, MACS, picture, sample_report
 
 _OPENING = (120, 140, 160, 180, 240, 330, 520, 900, 2_240, 52_800)
 
@@ -71,6 +71,38 @@ def gating_part(blocks: int = 27, epochs: int = 30, **changes: Any) -> dict[str,
         ],
         "sweep": sweep,
         "gate_macs": 1_418_240,
+    }
+    return part | changes
+
+
+def samples_part(**changes: Any) -> dict[str, Any]:
+    """Return what gates make of ten thousand images of ten classes."""
+    bell = [math.exp(-(((i - 12) / 6) ** 2)) for i in range(30)]
+    by_use = [
+        {"name": name, "samples": 1000, "accuracy": 0.97 - 0.01 * i, "kept": 0.5 + 0.012 * i}
+        for i, name in enumerate(CLASSES)
+    ]
+    rows = [[(0.5 + 0.5 * math.sin(c + 3 * g)) if (c + g) % 3 else 0.0 for g in range(50)] for c in range(10)]
+    images = [
+        {"image": picture((20 * i, 90, 200)), "label": CLASSES[i], "predicted": CLASSES[i], "kept": 0.4}
+        for i in range(6)
+    ]
+    part = {
+        "macs": {"low": 0.4 * MACS, "high": 0.7 * MACS, "counts": [round(900 * share) for share in bell]},
+        "classes": by_use,
+        "examples": {
+            "easy": images,
+            "hard": [{**images[0], "predicted": CLASSES[3], "kept": 0.6875}, *images[1:]],
+        },
+        "channels": [
+            {"name": name, "position": "channels", "gates": 64, "classes": CLASSES, "open": rows}
+            for name in ("layer3.7.conv1", "layer3.8.conv1")
+        ],
+        "blocks": [
+            {"name": f"layer{1 + i // 3}.{i % 3}", "executed": 1 - i / 12, "gradient": 0.002 / (1 + i % 3)}
+            for i in range(9)
+        ],
+        "gradient_images": 512,
     }
     return part | changes
 
