@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adaptify.errors import ModelError
@@ -81,6 +81,15 @@ def _gumbel(traced: Traced, step: PlaceGates, sites: tuple[GateSite, ...]) -> li
 
 def _mask_net(traced: Traced, step: PlaceMaskNet, sites: tuple[GateSite, ...]) -> list[Decider]:
     first, _ = _by_block(sites)[0]
+    if step.source is not None:
+        names = [node.name for node in traced.graph.nodes]
+        before = names[: names.index(first.branch)]
+        if step.source not in before or not traced.node(step.source).meta.get("shape"):
+            raise ModelError(
+                f"the plan decides from {step.source}, which is no feature map in front of the blocks",
+                CHANGED,
+            )
+        first = replace(first, source=step.source)
     channels, axis = _seen(traced, first)
     module = MaskNet(
         channels,

@@ -147,11 +147,13 @@ class PlaceMaskNet(_PlacesGates):
     Attributes:
         pool: Side of the map that it shrinks what it sees to.
         filters: Filters of its convolution.
+        source: Name of the node that it sees; None: what enters the first of the blocks.
     """
 
     op: Literal["place_mask_net"] = "place_mask_net"
     pool: int = Field(default=4, gt=0, le=64)
     filters: int = Field(default=16, gt=0, le=1 << 12)
+    source: str | None = None
 
 
 class PlaceSaliences(_PlacesGates):

@@ -115,10 +115,11 @@ def prune(
 ) -> None:
     """Take out of a network what it can do without: layers become physically smaller.
 
-    Of a run with independent gates, what they close. Of a checkpoint with --data, what gates learn to close.
-    Of a checkpoint without data (or with --method importance), the channels that seem to matter least; then
-    accuracy falls, and is not measured. What comes out is checked against the network with the same channels
-    masked. --target is what is KEPT: some other tools ask for what is removed.
+    Of a run with independent gates, what they close; of one whose gates look at images, the blocks that no
+    image runs (if there are none, nothing is written). Of a checkpoint with --data, what gates learn to
+    close. Of a checkpoint without data (or with --method importance), the channels that seem to matter least;
+    then accuracy falls, and is not measured. What comes out is checked against the network with the same
+    channels masked. --target is what is KEPT: some other tools ask for what is removed.
 
     \b
     Examples:
@@ -219,7 +220,8 @@ def _towards_target(
 
 def _show_plan(recipe: Settings, console: Console) -> None:
     from adaptify.cli.tables import gates_planned
-    from adaptify.pipeline.prune import preview, pruning_part
+    from adaptify.pipeline.prune import preview
+    from adaptify.pipeline.pruning import pruning_part
     from adaptify.pipeline.retrofit import gates_rows
     from adaptify.report.schema import Pruning
     from adaptify.report.tables import pruning_table
@@ -260,17 +262,22 @@ def _work(recipe: Settings, output: Path | None, force: bool, console: Console) 
     if not recipe.data.source:
         console.warn(UNMEASURED)
     done = work(recipe, output=output, force=force, progress=console)
+    if done is None:
+        console.data({"run": None})
+        console.say("nothing to remove: nothing was written")
+        return
     report = done.report
     assert report.pruning is not None
     _say_macs(console, report.before.macs, round(report.after.macs))
     console.data({**report.to_json(), "run": str(done.folder)})
     console.show("", pruning_table(report.pruning), "", headline_table(report))
+    more = f"retrofit {done.folder / folder.MODEL} --data FOLDER --max-drop 0.5"
     console.say(
         f"\nrun: {done.folder}\n"
         f"page: {done.folder / folder.PAGE}\n"
         "next:\n"
         f"  adaptify report {done.folder}\n"
-        f"  adaptify retrofit {done.folder / folder.MODEL} --data FOLDER --max-drop 0.5"
+        f"  adaptify {more if report.gating is None else f'evaluate {done.folder}'}"
     )
 
 

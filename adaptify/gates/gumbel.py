@@ -9,6 +9,7 @@ Notation: N samples in a batch, G gates, C channels of the feature map that gate
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -97,3 +98,18 @@ class DependentGates(nn.Module):
         by_gate = hidden.view(len(features), len(self.weight), -1).transpose(0, 1)
         logits = torch.baddbmm(self.bias, by_gate, self.weight)
         return (logits[:, :, 1] - logits[:, :, 0]).T
+
+    def keep_gates(self, kept: Sequence[int]) -> DependentGates:
+        """Return gates of their own: those with these positions, which decide as before."""
+        hidden = self.weight.shape[1]
+        smaller = DependentGates(
+            self.squeeze.in_features, len(kept), hidden=hidden, channel_axis=self.channel_axis
+        ).to(self.weight)
+        rows = torch.as_tensor(kept, device=self.weight.device)
+        units = (rows.unsqueeze(1) * hidden + torch.arange(hidden, device=rows.device)).flatten()
+        state = {
+            name: tensor if tensor.dim() == 0 else tensor[rows if name in ("weight", "bias") else units]
+            for name, tensor in self.state_dict().items()
+        }
+        smaller.load_state_dict(state)
+        return smaller.train(self.training)

@@ -6,7 +6,6 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,9 +18,11 @@ from adaptify.files import write_text
 from adaptify.methods import FitContext, JudgingMethod
 from adaptify.pipeline import folder
 from adaptify.pipeline.choosing import choose, gates_of, needs_training, plan_gates
-from adaptify.pipeline.job import peak_memory
+from adaptify.pipeline.dead_blocks import can_have_dead_blocks
+from adaptify.pipeline.dead_run import conclude_removal, remove_dead_blocks
+from adaptify.pipeline.job import Job, peak_memory
 from adaptify.pipeline.prepare import Network, classes_of, make_method, open_network, open_recipe_data
-from adaptify.pipeline.pruning import Pruned, pruned_layers, size_of, take_turns, verify
+from adaptify.pipeline.pruning import Pruned, pruning_part, size_of, take_turns, verify
 from adaptify.pipeline.reporting import layer_rows, provenance, training_part
 from adaptify.plan import Plan
 from adaptify.progress import SILENT, Progress
@@ -118,15 +119,21 @@ def preview(recipe: Recipe, *, progress: Progress = SILENT) -> Preview:
     if needs_training(recipe, opened.gated):
         return Preview(opened, None, plan_gates(recipe, opened.network)[0])
     device = pick_device(recipe.run.device)
+    if opened.gated is not None and can_have_dead_blocks(opened.gated):
+        removal = remove_dead_blocks(recipe, opened.network, opened.gated, opened.data, device)
+        return Preview(opened, removal.pruned, None)
     return Preview(opened, choose(recipe, opened.network, opened.gated, opened.data, device, None), None)
 
 
 def prune(
     recipe: Recipe, *, output: Path | None = None, force: bool = False, progress: Progress = SILENT
-) -> Finished:
+) -> Finished | None:
     """Prune as `recipe` says, and write the run folder.
 
     The folder appears when everything in it has been written, opened again and checked.
+
+    Returns:
+        The run; None if it was to lose the blocks that no image runs, and has none.
 
     Raises:
         AdaptifyError: As each stage does; then no run is left behind.
@@ -138,64 +145,23 @@ def prune(
     network, data = opened.network, opened.data
     kind = "pruned" if opened.gated is not None else recipe.method
     stem = f"{network.architecture.name.partition(':')[2].replace(':', '.')}-{kind}"
+    removal = None
+    if opened.gated is not None and can_have_dead_blocks(opened.gated):
+        removal = remove_dead_blocks(recipe, network, opened.gated, data, device)
+        if removal.smaller is None:
+            for note in removal.pruned.notes:
+                progress.note(note)
+            return None
     with folder.new_run(stem, output=output, force=force) as run:
-        context = FitContext(
-            device, recipe.run.batch_size, recipe.run.seed, run.work / "scratch", run.work, progress
-        )
-        before = AdaptiveModel(network.traced).eval()
-        measured_before = _reported_before(recipe, opened)
-        if measured_before is None:
-            measured_before = _accuracy(before, data, recipe, device, progress)
-        pruned = choose(recipe, network, opened.gated, data, device, context)
-        for note in pruned.notes:
-            progress.note(note)
-        difference = verify(pruned)
-        model = AdaptiveModel(pruned.traced).eval()
-        tuned = _train_on(model, before, data, recipe, context) if data is not None else None
-        model.plan = _plan(recipe, network, pruned)
-        artifact.save(model.cpu(), run.work / folder.MODEL)
-        # What is measured is the file that was written.
-        written = artifact.load(run.work / folder.MODEL, trust_code=True)
-        assert isinstance(written, AdaptiveModel)
-        accuracy = _accuracy(written, data, recipe, device, progress)
-        with progress.stage("time"):
-            milliseconds = take_turns([optimize(item, device) for item in (before, written)], device)
-        base, macs = network.cost.total, written.cost.total
-        history = tuned if tuned is not None and tuned.rows else pruned.history
-        report = Report.model_validate(
-            {
-                **provenance(written),
-                "data": data.describe() if data is not None else None,
-                "before": {
-                    "macs": base,
-                    "accuracy": measured_before,
-                    "milliseconds": milliseconds[0],
-                    **size_of(network.traced),
-                },
-                "after": {
-                    "macs": macs,
-                    "kept": macs / base,
-                    "accuracy": accuracy,
-                    "milliseconds": milliseconds[1],
-                    **size_of(written.backbone()),
-                },
-                "macs_per_sample": {"mean": macs, "median": macs, "p95": macs},
-                "training": training_part(recipe.train.model_dump(mode="json"), history) if history else None,
-                "pruning": pruning_part(recipe, network, pruned) | {"device": str(device)},
-                "layers": layer_rows(written, torch.zeros(1, dtype=torch.int64)),
-                "timing": {
-                    **pruned.timing,
-                    "prune_s": time.perf_counter() - started,
-                    "peak_memory_bytes": peak_memory(),
-                },
-                "notes": [
-                    *network.notes,
-                    *pruned.notes,
-                    *(data.notes if data is not None else [UNMEASURED]),
-                    f"pruned and masked network differ by {difference:.1e} of the largest output",
-                ],
-            }
-        )
+        if removal is not None:
+            assert data is not None
+            job = Job(recipe, network, data, run, device, progress, started)
+            report = conclude_removal(removal, job, _reported_before(recipe, opened))
+        else:
+            context = FitContext(
+                device, recipe.run.batch_size, recipe.run.seed, run.work / "scratch", run.work, progress
+            )
+            report = _prune(recipe, opened, context, started)
         write_recipe(recipe, run.work / folder.RECIPE)
         write_text(run.work / folder.ENVIRONMENT, json.dumps(describe_environment(), indent=1) + "\n")
         write_report(report, run.work / folder.REPORT)
@@ -203,23 +169,69 @@ def prune(
     return Finished(run.final, report)
 
 
-def pruning_part(recipe: Recipe, network: Network, pruned: Pruned) -> dict[str, Any]:
-    """The `pruning` part of a report."""
-    achieved = pruned.macs / network.cost.total
-    return {
-        "target": recipe.prune.target if recipe.prune.target is not None else achieved,
-        "achieved": achieved,
-        "importance": pruned.judged_by,
-        "round_to": pruned.round_to,
-        "frozen": {reason: list(names) for reason, names in pruned.frozen.items()},
-        "layers": [layer.model_dump() for layer in pruned_layers(network, pruned)],
-    }
+def _prune(recipe: Recipe, opened: Opened, context: FitContext, started: float) -> Report:
+    """Remove what gates close for all samples, or what was judged; write the artifact, and report on it."""
+    network, data, device, progress = opened.network, opened.data, context.device, context.progress
+    before = AdaptiveModel(network.traced).eval()
+    measured_before = _reported_before(recipe, opened)
+    if measured_before is None:
+        measured_before = _accuracy(before, data, recipe, device, progress)
+    pruned = choose(recipe, network, opened.gated, data, device, context)
+    for note in pruned.notes:
+        progress.note(note)
+    difference = verify(pruned)
+    model = AdaptiveModel(pruned.traced).eval()
+    tuned = _train_on(model, before, data, recipe, context) if data is not None else None
+    model.plan = _plan(recipe, network, pruned)
+    artifact.save(model.cpu(), context.folder / folder.MODEL)
+    # What is measured is the file that was written.
+    written = artifact.load(context.folder / folder.MODEL, trust_code=True)
+    assert isinstance(written, AdaptiveModel)
+    accuracy = _accuracy(written, data, recipe, device, progress)
+    with progress.stage("time"):
+        milliseconds = take_turns([optimize(item, device) for item in (before, written)], device)
+    base, macs = network.cost.total, written.cost.total
+    history = tuned if tuned is not None and tuned.rows else pruned.history
+    return Report.model_validate(
+        {
+            **provenance(written),
+            "data": data.describe() if data is not None else None,
+            "before": {
+                "macs": base,
+                "accuracy": measured_before,
+                "milliseconds": milliseconds[0],
+                **size_of(network.traced),
+            },
+            "after": {
+                "macs": macs,
+                "kept": macs / base,
+                "accuracy": accuracy,
+                "milliseconds": milliseconds[1],
+                **size_of(written.backbone()),
+            },
+            "macs_per_sample": {"mean": macs, "median": macs, "p95": macs},
+            "training": training_part(recipe.train.model_dump(mode="json"), history) if history else None,
+            "pruning": pruning_part(recipe, network, pruned) | {"device": str(device)},
+            "layers": layer_rows(written, torch.zeros(1, dtype=torch.int64)),
+            "timing": {
+                **pruned.timing,
+                "prune_s": time.perf_counter() - started,
+                "peak_memory_bytes": peak_memory(),
+            },
+            "notes": [
+                *network.notes,
+                *pruned.notes,
+                *(data.notes if data is not None else [UNMEASURED]),
+                f"pruned and masked network differ by {difference:.1e} of the largest output",
+            ],
+        }
+    )
 
 
 def _parts(recipe: Recipe, gated: GatedModel | None) -> tuple[Part, ...]:
     """Which parts of the data are needed."""
     method = make_method(recipe)
-    trains = needs_training(recipe, gated) or recipe.prune.finetune > 0
+    trains = needs_training(recipe, gated) or recipe.prune.finetune > 0 or can_have_dead_blocks(gated)
     recalibrates = isinstance(recipe.train, LoopOptions) and recipe.train.recalibrate > 0
     judges = isinstance(method, JudgingMethod) and method.needs_images
     if trains:

@@ -18,6 +18,7 @@ from adaptify.graph.program import compile_graph
 from adaptify.graph.trace import Traced
 from adaptify.pipeline.prepare import Network
 from adaptify.plan import Step
+from adaptify.recipe import Recipe
 from adaptify.report.schema import PrunedLayer
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.training.history import History
@@ -88,6 +89,19 @@ def verify(pruned: Pruned) -> float:
             "This is a bug in adaptify: nothing was written. Please report it with `adaptify env`.",
         )
     return difference
+
+
+def pruning_part(recipe: Recipe, network: Network, pruned: Pruned) -> dict[str, Any]:
+    """The `pruning` part of a report."""
+    achieved = pruned.macs / network.cost.total
+    return {
+        "target": recipe.prune.target if recipe.prune.target is not None else achieved,
+        "achieved": achieved,
+        "importance": pruned.judged_by,
+        "round_to": pruned.round_to,
+        "frozen": {reason: list(names) for reason, names in pruned.frozen.items()},
+        "layers": [layer.model_dump() for layer in pruned_layers(network, pruned)],
+    }
 
 
 def pruned_layers(network: Network, pruned: Pruned) -> list[PrunedLayer]:

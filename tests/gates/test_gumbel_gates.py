@@ -188,3 +188,16 @@ def test_gates_that_look_learn_through_all_their_layers() -> None:
 def test_odds_and_probabilities_are_inverse() -> None:
     assert initial_odds(0.5) == 0
     assert initial_odds(0.98) == pytest.approx(math.log(49))
+
+
+def test_gates_that_are_kept_decide_as_before() -> None:
+    torch.manual_seed(0)
+    gates = DependentGates(6, 4, hidden=3, channel_axis=-1).eval()
+    with torch.no_grad():
+        for parameter in gates.parameters():
+            parameter.normal_()
+        gates.norm.running_mean.normal_()
+        images = torch.randn(5, 4, 4, 6)
+        smaller = gates.keep_gates([3, 1])
+        torch.testing.assert_close(smaller(images), gates(images)[:, [3, 1]])
+    assert not smaller.training

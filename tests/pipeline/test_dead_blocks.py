@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ from adaptify.plan import GatesStep, PlaceMaskNet, Plan, RemoveBlocks
 from adaptify.runtime.gated import GatedModel
 
 CPU = torch.device("cpu")
+# Projections, streams that skip layers without a block, two blocks in a module, maps with channels last.
+KINDS = {"resnet18", "mobilenet_v2", "swin_t", "convnext_tiny"}
 SAMPLES = {"batch_size": 256, "device": CPU}
 
 
@@ -72,19 +74,20 @@ def masked(traced: Traced, dead: Collection[str]) -> tuple[GatedModel, GatesStep
 
 def test_what_is_left_decides_and_computes_as_before(family: Family) -> None:
     """Over the families, with the first block dead: what the mask net sees stays what it was."""
+    if family.name not in KINDS:
+        pytest.skip("a family of each kind is enough")
     names = [block.name for block in find_blocks(family.traced, family.cost)][:-1]
-    if len(names) < 3:
-        pytest.skip("less than four residual blocks")
     traced = trace(scramble(copy.deepcopy(family.model)), family.input_shape)
     dead = (names[0], names[len(names) // 2])
     model, step = masked(traced, dead)
     smaller, steps = without_blocks(model, model.backbone(), step, dead)
     assert isinstance(steps[0], RemoveBlocks)
-    assert [site.name for site in smaller.sites] == [name for name in names if name not in dead]
+    ends = [site.block.add for site in model.sites if site.name not in dead]
+    assert [site.block.add for site in smaller.sites] == ends
     rows = [row for row, name in enumerate(names) if name not in dead]
     with torch.no_grad():
         before, after = model.run(family.images), smaller.run(family.images)
-    assert after.odds.equal(before.odds[:, rows])
+    torch.testing.assert_close(after.odds, before.odds[:, rows], atol=1e-4, rtol=1e-4)
     scale = float(before.logits.abs().max())
     assert float((after.logits - before.logits).abs().max()) <= 1e-5 * scale
     opened = torch.tensor([name not in dead for name in names]).long()
@@ -114,9 +117,7 @@ def test_blocks_that_no_sample_runs_are_found(data: Data) -> None:
     images, _ = next(data.holdout.batches(len(data.holdout)))
     with torch.no_grad():
         opened = model.run(images).gates.any(0)
-    assert found == tuple(
-        site.name for site, some in zip(model.sites, opened, strict=True) if not some
-    )
+    assert found == tuple(site.name for site, some in zip(model.sites, opened, strict=True) if not some)
 
 
 @pytest.mark.parametrize(
@@ -203,17 +204,12 @@ def test_it_is_written_and_read_again(tmp_path: Path) -> None:
         assert again(images).equal(smaller(images))
 
 
-@pytest.mark.parametrize("source", ["no_such_node", "linear", "x"])
+@pytest.mark.parametrize("source", ["no_such_node", "linear"])
 def test_a_plan_that_decides_from_elsewhere_is_refused(source: str) -> None:
     traced = digits(1)
     _, step = masked(traced, ())
-    changed = step.model_copy(update={"source": source})
-    if source == "x":  # the images themselves: there, and in front of all blocks, but of other channels
-        (decider,) = assemble(traced, [changed]).deciders
-        assert decider.module.conv.in_channels == 1
-        return
     with pytest.raises(ModelError, match=f"decides from {source}"):
-        assemble(traced, [changed])
+        assemble(traced, [step.model_copy(update={"source": source})])
 
 
 def test_a_network_all_of_whose_gates_are_dead_is_refused() -> None:
