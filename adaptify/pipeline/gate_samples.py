@@ -38,10 +38,12 @@ def samples_part(
     """
     kept = found.macs / model.cost.total
     by_use = _classes_by_use(kept, found.labels)
+    macs = _histogram(found.macs)
     return {
-        "macs": _histogram(found.macs),
+        "macs": macs,
         "classes": [_class(found, kept, classes, row) for row in by_use],
-        "examples": _examples(found, kept, data.test, classes),
+        # Where all take the same, none is easier than the others.
+        "examples": _examples(found, kept, data.test, classes) if macs is not None else {},
         "channels": _channels(model, found, classes, by_use),
         **_blocks(model, found, data.train, device),
     }

@@ -209,6 +209,11 @@ def test_gates_that_look_go_through_all_commands_but_pruning(home: Path, cli: Cl
     spread = report["macs_per_sample"]
     assert spread["p95"] >= spread["median"]
     assert spread["mean"] == pytest.approx(report["after"]["macs"])
+    samples = report["gating"]["samples"]
+    assert sum(row["samples"] for row in samples["classes"]) == report["data"]["test"]
+    right = sum(row["samples"] * row["accuracy"] for row in samples["classes"])
+    assert right / report["data"]["test"] == pytest.approx(report["after"]["accuracy"])
+    assert "What images take" in Path("looks/report.html").read_text(encoding="utf-8")
     evaluated = cli("evaluate", "looks", "--data", "digits", "--json").json
     assert evaluated["accuracy"] == report["after"]["accuracy"]
     before = snapshot(home)

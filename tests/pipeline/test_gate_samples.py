@@ -76,7 +76,9 @@ def test_the_histogram_holds_every_image_between_the_least_and_the_most() -> Non
     assert (found.low, found.high) == (0.2 * model.cost.total, 0.8 * model.cost.total)
     assert sum(found.counts) == 5
     assert (found.counts[0], found.counts[-1]) == (3, 1)
-    assert part(model, records(model, [0, 1], [0, 1], [0.4, 0.4])).macs is None
+    same = part(model, records(model, [0, 1], [0, 1], [0.4, 0.4]))
+    assert same.macs is None
+    assert same.examples.easy == same.examples.hard == []
 
 
 def test_images_are_shown_from_both_ends() -> None:

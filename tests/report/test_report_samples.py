@@ -14,6 +14,7 @@ from test_report_tables import lines
 from adaptify.errors import UsageError
 from adaptify.report.html import render_html
 from adaptify.report.learned import gates_in_words, kinds_in_words
+from adaptify.report.plots.gating import histogram_figure
 from adaptify.report.plots.samples import blocks_figure, channels_figure, macs_figure
 from adaptify.report.schema import Gating, Samples, parse_report
 
@@ -189,6 +190,9 @@ def test_gates_that_scale_are_told_of_by_their_saliences() -> None:
     assert "A gate is open where its salience is above" in text
     assert "what they leave open is multiplied with them" in text
     assert "of the saliences" in text
+    assert "How open the gates are" in text
+    at_zero = Gating.model_validate(gating_part(kind="saliences", tau=0.0, histogram=[70, 20, 10]))
+    assert len(shapes(str(histogram_figure(at_zero, 520)), "rect", "bar shut")) == 1
     assert "probabilit" not in text.split("Gates 1,344")[1].split("ways to decide")[0]
     assert "A gate is open where its probability is above" in page(gated_report()).text
 

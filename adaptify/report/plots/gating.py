@@ -104,7 +104,9 @@ def histogram_figure(gating: Gating, width: float, height: float = 300) -> Marku
     step = 1 / len(parts)
     for index, part in enumerate(parts):
         low, high = index * step, (index + 1) * step
-        side = "s0" if (low + high) / 2 > gating.tau else "shut"
+        # A bin around tau counts by its middle; saliences pile up at 0 itself, where they are closed.
+        border = low if gating.kind == "saliences" else (low + high) / 2
+        side = "s0" if border > gating.tau else "shut"
         left, right = axes.x(low) + 0.75, axes.x(high) - 0.75
         told = f"{low:.3g} to {high:.3g}: {percent(part)} of the {many}"
         # The smallest part is still to be seen: an empty bin and a rare one differ.
