@@ -29,12 +29,16 @@ from adaptify.training.gate_records import observe_gates
 from adaptify.training.guided_loss import GuidedObjective, wanted_drop
 from adaptify.training.history import Validation
 from adaptify.training.loop import train
+from adaptify.training.objective import Classification
 from adaptify.training.optimizer import GateParameters
 from adaptify.training.options import LoopOptions
 
 # Of the wanted drop ratio: what must be reached before an epoch can be the best. Before that, accuracy is
 # that of a larger network.
 _REACHED = 0.9
+
+# Of the guide while it learns alone: high, as it is small and has little time.
+_GUIDE_RATE = 0.05
 
 
 class Gates(Section):
@@ -63,6 +67,8 @@ class Train(LoopOptions):
             epochs; short runs need more to get there.
         guide_weight: alpha_g, of the guide's cross-entropy. The paper has 0.3, with a learning rate of 0.1;
             more makes up for a lower rate. A guide that is sure of all samples wants the same of them.
+        guide_epochs: Passes over the training images in which the guide learns alone, first. A guide that
+            knows nothing wants all blocks open, and would undo what masks that are trained on have learned.
     """
 
     max_drop: float = Field(default=0.2, gt=0, lt=1)
@@ -71,6 +77,7 @@ class Train(LoopOptions):
     network_weight: float = Field(default=1.0, gt=0)
     mask_weight: float = Field(default=3.0, ge=0)
     guide_weight: float = Field(default=1.0, gt=0)
+    guide_epochs: int = Field(default=2, ge=0)
 
 
 @register
@@ -107,9 +114,7 @@ class Sgad(GatingMethod):
         """Train network, masks and guide together."""
         started = time.perf_counter()
         settings = self.train
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(context.seed)
-            guide = GuideNet(data.input.channels, model.num_classes).to(context.device)
+        guide = self._guide(model.num_classes, data, context)
         sampler = NoisyRounding(settings.ste)
         model.sample = sampler
         objective = GuidedObjective(
@@ -154,6 +159,31 @@ class Sgad(GatingMethod):
             activity=tuple(activity),
             timing={"training_s": time.perf_counter() - started},
         )
+
+
+    def _guide(self, classes: int, data: Data, context: FitContext) -> GuideNet:
+        """A guide with a head start."""
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(context.seed)
+            guide = GuideNet(data.input.channels, classes).to(context.device)
+        options = LoopOptions(
+            epochs=self.train.guide_epochs if self.train.epochs else 0,
+            batch_size=self.train.batch_size,
+            augment=self.train.augment,
+            lr=_GUIDE_RATE,
+            recalibrate=0,
+        )
+        train(
+            guide,
+            data,
+            options,
+            objective=Classification(),
+            device=context.device,
+            seed=context.seed,
+            folder=context.scratch / "guide",
+            progress=context.progress,
+        )
+        return guide
 
 
 @torch.inference_mode()
