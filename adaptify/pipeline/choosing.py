@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adaptify import artifact
-from adaptify.assembly import assemble, reshape
+from adaptify.assembly import reshape
 from adaptify.data import Data
 from adaptify.errors import UsageError
 from adaptify.freeze import freeze
@@ -21,7 +21,7 @@ from adaptify.graph.program import compile_graph
 from adaptify.graph.removal_plan import keep_to_json
 from adaptify.graph.selection import TOLERANCE, select_channels
 from adaptify.methods import FitContext, GateFit, GatingMethod, JudgingMethod
-from adaptify.pipeline.prepare import Network, classes_of, make_method
+from adaptify.pipeline.prepare import Network, classes_of, make_method, with_fresh_gates
 from adaptify.pipeline.pruning import Pruned
 from adaptify.plan import GatesStep, RemoveChannels, Step
 from adaptify.recipe import Recipe
@@ -144,7 +144,7 @@ def plan_gates(recipe: Recipe, network: Network) -> tuple[GatedModel, tuple[Step
     method = make_method(recipe)
     assert isinstance(method, GatingMethod)
     steps = method.place(network.traced, network.cost, classes_of(network))
-    model = assemble(network.traced.with_own_tensors(), steps)
+    model = with_fresh_gates(recipe, network, steps)
     if not isinstance(model, GatedModel) or model.per_sample:
         raise UsageError(
             f"{recipe.method} with these options decides for each image: nothing can be removed for all",

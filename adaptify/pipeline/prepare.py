@@ -6,8 +6,10 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from adaptify import artifact
-from adaptify.assembly import Adapted
+from adaptify.assembly import Adapted, assemble
 from adaptify.checkpoint.load import load_model
 from adaptify.data import Data, check_labels, open_data
 from adaptify.data.open import Part
@@ -129,6 +131,13 @@ def plan_for(recipe: Recipe, network: Network, steps: tuple[Step, ...]) -> Plan:
         source=network.source,
         base_macs=network.cost.total,
     )
+
+
+def with_fresh_gates(recipe: Recipe, network: Network, steps: tuple[Step, ...]) -> Adapted:
+    """The network, with tensors of its own, and untrained gates: the same ones for the same seed."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(recipe.run.seed)
+        return assemble(network.traced.with_own_tensors(), steps)
 
 
 def adopt_gates(model: Adapted, network: Network) -> bool:

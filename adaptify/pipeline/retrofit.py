@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptify.assembly import Adapted, assemble
+from adaptify.assembly import Adapted
 from adaptify.environment import describe_environment
 from adaptify.errors import UsageError
 from adaptify.files import write_text
@@ -26,6 +26,7 @@ from adaptify.pipeline.prepare import (
     open_network,
     open_recipe_data,
     plan_for,
+    with_fresh_gates,
 )
 from adaptify.plan import Step
 from adaptify.progress import SILENT, Progress
@@ -71,7 +72,7 @@ def preview(recipe: Recipe) -> Preview:
     network = open_network(recipe.model, recipe.data)
     steps = make_gating_method(recipe).place(network.traced, network.cost, classes_of(network))
     # The network as it came is still needed: its accuracy stands beside that of the result.
-    model = assemble(network.traced.with_own_tensors(), steps).eval()
+    model = with_fresh_gates(recipe, network, steps).eval()
     adopted = adopt_gates(model, network)
     if isinstance(model, AdaptiveModel):
         check_target(recipe.calibrate, model)

@@ -173,6 +173,17 @@ def test_a_network_whose_blocks_are_all_dead_is_refused(home: Path, cli: Cli) ->
     assert "every block that has a gate is dead" in said.err
 
 
+def test_the_same_seed_gives_the_same_network(home: Path, cli: Cli) -> None:
+    words = ["retrofit", "digits.pt", "--data", "digits", "--method", "sgad", "train.epochs=1", *QUICK]
+    for place, seed in (("first", 0), ("second", 0), ("third", 1)):
+        torch.rand(len(place))  # whatever was drawn before
+        assert cli(*words, "--seed", str(seed), "-o", place).code == 0
+    first, second, third = (masks_of(Path(name)).state_dict() for name in ("first", "second", "third"))
+    assert all(tensor.equal(second[name]) for name, tensor in first.items())
+    name = "gates.mask_net.conv.weight"
+    assert not first[name].equal(third[name])
+
+
 def test_options_that_make_no_sense_are_refused(home: Path, cli: Cli) -> None:
     words = ["retrofit", "digits.pt", "--data", "digits", "--method", "sgad"]
     assert cli(*words, "train.max_drop=1").code == 3
