@@ -157,7 +157,7 @@ class PlaceMaskNet(_PlacesGates):
 
 
 class PlaceSaliences(_PlacesGates):
-    """Put saliences into blocks, of branch and channels: they scale what they do not close (`gates.salience`).
+    """Put saliences into blocks, of branch and channels; they scale what they do not close (see `salience`).
 
     Attributes:
         execution: Whether saliences are there before the first convolution of their block

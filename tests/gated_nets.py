@@ -10,6 +10,7 @@ from torch import Tensor
 from adaptify.assembly import assemble
 from adaptify.gates.gumbel import DependentGates, IndependentGates
 from adaptify.graph.cost import CostModel
+from adaptify.graph.gating import slices_of
 from adaptify.graph.trace import Traced, trace
 from adaptify.methods.gumbel import Gates, Gumbel, Train
 from adaptify.models.registry import Architecture, resolve
@@ -68,7 +69,7 @@ def close(model: GatedModel, *sites: str) -> GatedModel:
     names = {site.name for site in decider.sites}
     assert names >= set(sites), sorted(set(sites) - names)
     with torch.no_grad():
-        for site, place in zip(decider.sites, decider.slices(), strict=True):
+        for site, place in zip(decider.sites, slices_of(decider.sites), strict=True):
             sign = -1.0 if site.name in sites else 1.0
             module.logits[:, place] = torch.tensor([[-4.0], [4.0]]) * sign
     return model

@@ -19,6 +19,7 @@ from adaptify.errors import ModelError, TargetError
 from adaptify.freeze import Frozen, freeze
 from adaptify.gates.gumbel import IndependentGates
 from adaptify.graph.cost import CostModel
+from adaptify.graph.gating import slices_of
 from adaptify.graph.program import compile_graph
 from adaptify.graph.sites import find_exits
 from adaptify.graph.trace import trace
@@ -59,7 +60,7 @@ def keep_some(model: GatedModel, seed: int = 0) -> GatedModel:
     (decider,) = model.deciders
     assert isinstance(decider.module, IndependentGates)
     with torch.no_grad():
-        for site, place in zip(decider.sites, decider.slices(), strict=True):
+        for site, place in zip(decider.sites, slices_of(decider.sites), strict=True):
             if not site.always_open:
                 decider.module.logits[:, place.start] = torch.tensor([-1.0, 1.0])
     return model

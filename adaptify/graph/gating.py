@@ -54,13 +54,14 @@ class Decider:
         """G."""
         return sum(site.gates for site in self.sites)
 
-    def slices(self) -> list[slice]:
-        """Where the gates of each site lie among those of the decider."""
-        starts, place = [], 0
-        for site in self.sites:
-            starts.append(slice(place, place + site.gates))
-            place += site.gates
-        return starts
+
+def slices_of(sites: Sequence[GateSite]) -> list[slice]:
+    """Where the gates of each site lie among those of all, one site after the other."""
+    starts, place = [], 0
+    for site in sites:
+        starts.append(slice(place, place + site.gates))
+        place += site.gates
+    return starts
 
 
 def insert_gates(
@@ -77,6 +78,20 @@ def insert_gates(
         folder: Name of the submodule of the root that holds the deciders.
     """
     return _Insertion(traced, channels, folder).graph_with(deciders)
+
+
+def insert_masks(
+    traced: Traced, channels: Channels | None, sites: Sequence[GateSite], folder: str
+) -> fx.Graph:
+    """Return the graph of a network that takes its gates as a second input: (input, gates (N, G)) -> output.
+
+    Args:
+        traced: The network; its root has the submodule `folder`, for buffers that the graph needs.
+        channels: Its channels; needed where sites are channel groups.
+        sites: The sites, whose gates lie one after the other.
+        folder: Name of a submodule of the root.
+    """
+    return _Insertion(traced, channels, folder).graph_with_input(sites)
 
 
 class _Insertion:
@@ -100,10 +115,7 @@ class _Insertion:
                 )
             with self.graph.inserting_after(odd):
                 gate = self.graph.call_function(_apply, (decide, odd))
-            with self.graph.inserting_after(gate):
-                # In front of the gates an entry that is always open, for the channels without a gate.
-                padded = self.graph.call_function(F.pad, (gate, (1, 0)), {"value": 1.0})
-            self._mask(decider, padded)
+            self._mask(decider.sites, gate, shared=decider.source is None)
             odds.append(odd)
             gates.append(gate)
         output = next(iter(reversed(self.graph.nodes)))
@@ -111,16 +123,28 @@ class _Insertion:
         self.graph.lint()
         return self.graph
 
-    def _mask(self, decider: Decider, padded: fx.Node) -> None:
+    def graph_with_input(self, sites: Sequence[GateSite]) -> fx.Graph:
+        value = next(iter(self.graph.nodes))
+        with self.graph.inserting_after(value):
+            gates = self.graph.placeholder("gates")
+        self._mask(sites, gates, shared=False)
+        self.graph.lint()
+        return self.graph
+
+    def _mask(self, sites: Sequence[GateSite], gates: fx.Node, *, shared: bool) -> None:
+        """Let `gates` close what belongs to `sites`; shared gates are the same for all samples."""
+        with self.graph.inserting_after(gates):
+            # In front of the gates an entry that is always open, for the channels without a gate.
+            padded = self.graph.call_function(F.pad, (gates, (1, 0)), {"value": 1.0})
         tables: dict[str, Tensor] = {}
-        for site, place in zip(decider.sites, decider.slices(), strict=True):
+        for site, place in zip(sites, slices_of(sites), strict=True):
             if site.position == "layer":
                 assert site.block is not None
-                self._scale_branch(decider, self.nodes[site.block.branch], padded, 1 + place.start)
+                self._scale_branch(self.nodes[site.block.branch], padded, 1 + place.start, shared=shared)
             else:
                 self._note_readers(site, place.start, tables)
         for target, table in tables.items():
-            self._scale_reader(decider, target, table, padded)
+            self._scale_reader(target, table, padded, shared=shared)
 
     def _note_readers(self, site: GateSite, start: int, tables: dict[str, Tensor]) -> None:
         """Fill in, for every layer that reads the site, which gate each of its inputs has."""
@@ -134,15 +158,15 @@ class _Insertion:
             table = tables.setdefault(member.target, torch.zeros(width, dtype=torch.int64))
             table[member.positions] = gate_of.unsqueeze(1)
 
-    def _scale_branch(self, decider: Decider, branch: fx.Node, padded: fx.Node, place: int) -> None:
+    def _scale_branch(self, branch: fx.Node, padded: fx.Node, place: int, *, shared: bool) -> None:
         with self.graph.inserting_after(padded):
             mask = self.graph.call_function(torch.narrow, (padded, -1, place, 1))
-        if decider.source is None and self._is_plain_norm(branch):
+        if shared and self._is_plain_norm(branch):
             self._replace(branch, scale_norm, mask)
         else:
             self._insert_scaling(branch, None, mask, 1)
 
-    def _scale_reader(self, decider: Decider, target: str, table: Tensor, padded: fx.Node) -> None:
+    def _scale_reader(self, target: str, table: Tensor, padded: fx.Node, *, shared: bool) -> None:
         assert self.channels is not None
         layer = self.root.get_submodule(target)
         tables = self.root.get_submodule(self.folder)
@@ -157,9 +181,9 @@ class _Insertion:
             node = self.nodes[use.name]
             source = node.args[0]
             assert isinstance(source, fx.Node)
-            if decider.source is None and type(layer) in _SCALABLE:
+            if shared and type(layer) in _SCALABLE:
                 self._replace(node, scale_inputs, mask)
-            elif decider.source is None and adapter(layer) is not None and self._is_plain_norm(source):
+            elif shared and adapter(layer) is not None and self._is_plain_norm(source):
                 self._replace(source, scale_norm, mask)
             else:
                 found = adapter(layer)
@@ -187,6 +211,7 @@ class _Insertion:
         """Multiply `value` by the mask for one user, or for all."""
         with self.graph.inserting_before(user or value.next):
             scaled = self.graph.call_function(scale_channels, (value, mask, axis))
+        scaled.meta = dict(value.meta)
         if user is not None:
             user.replace_input_with(value, scaled)
         else:

@@ -32,7 +32,7 @@ def is_relu(root: nn.Module, node: fx.Node) -> bool:
     """Whether `node` is a ReLU."""
     if node.op == "call_module":
         return type(root.get_submodule(str(node.target))) is nn.ReLU
-    return node.target in _RELUS
+    return node.op in ("call_function", "call_method") and node.target in _RELUS
 
 
 def _passes_on(root: nn.Module, node: fx.Node) -> bool:

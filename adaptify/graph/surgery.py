@@ -32,7 +32,9 @@ from adaptify.graph.slicing import slice_modules
 from adaptify.graph.trace import Traced
 
 
-def remove_channels(channels: Channels, keep: Mapping[str, Tensor]) -> Traced:
+def remove_channels(
+    channels: Channels, keep: Mapping[str, Tensor], *, keep_adapters: bool = False
+) -> Traced:
     """Return the network with only the channels that `keep` (group name -> (size,) bool) leaves.
 
     It computes what `masking.mask_channels` computes, in evaluation mode, with layers that are physically
@@ -42,10 +44,15 @@ def remove_channels(channels: Channels, keep: Mapping[str, Tensor]) -> Traced:
     The given network is left as it is; all tensors of the result are copies. Its root is a module that
     runs by itself, trains, copies and traces again.
 
+    Args:
+        channels: The channels of the network.
+        keep: What is left of them; groups that are not named stay whole.
+        keep_adapters: Whether adapters stay that pass everything on.
+
     Raises:
         ModelError: The masks do not fit, leave nothing of the network, or an operation cannot be rewritten.
     """
-    return _Rebuild(channels, keep).traced()
+    return _Rebuild(channels, keep).traced(keep_adapters)
 
 
 def remove_blocks(traced: Traced, blocks: Iterable[BlockSite]) -> Traced:
@@ -66,11 +73,12 @@ def remove_blocks(traced: Traced, blocks: Iterable[BlockSite]) -> Traced:
     return _finish(share_copy(traced.root, lambda tensor: tensor.detach().clone()), graph, traced)
 
 
-def _finish(root: nn.Module, graph: fx.Graph, before: Traced) -> Traced:
+def _finish(root: nn.Module, graph: fx.Graph, before: Traced, keep_adapters: bool = False) -> Traced:
     for node in reversed(graph.nodes):
         if not node.users and node.op not in ("placeholder", "output"):
             graph.erase_node(node)
-    tidy(root, graph)
+    if not keep_adapters:
+        tidy(root, graph)
     drop_unused(root, graph)
     annotate_shapes(root, graph, before.input_shape)
     return Traced(GraphNetwork(root, graph), graph, before.input_shape, before.notes)
@@ -98,7 +106,7 @@ class _Rebuild:
         targets = {str(node.target) for node in self.running if node.op in ("call_module", "get_attr")}
         self.root = slice_modules(channels, self.kept, targets)
 
-    def traced(self) -> Traced:
+    def traced(self, keep_adapters: bool) -> Traced:
         """Build the graph, run it for its shapes, and check every node."""
         constants = constant_values(self.channels, self.kept, self.live)
         for node in self.channels.traced.graph.nodes:
@@ -111,7 +119,7 @@ class _Rebuild:
                 self.labels[node] = self.labels[self.live.same[node]]
             elif self.live.computed(node):
                 self._add(node)
-        result = _finish(self.root, self.graph, self.channels.traced)
+        result = _finish(self.root, self.graph, self.channels.traced, keep_adapters)
         alive = set(self.graph.nodes)
         for node in self.running:
             labels, new = self.labels.get(node), self.new.get(node)

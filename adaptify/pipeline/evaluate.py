@@ -144,9 +144,8 @@ def _evaluate_gates(
     device: torch.device,
     progress: Progress,
 ) -> Result:
-    seen = observe_gates(
-        network.to(device), data.test, batch_size=batch_size, device=device, progress=progress
-    )
+    runs = optimize(network, device) if network.per_sample else network.to(device)
+    seen = observe_gates(runs, data.test, batch_size=batch_size, device=device, progress=progress)
     base = network.cost.total
     macs = float(seen.macs.mean())
     row = ExitResult("output", len(seen.labels), 1.0, round(macs), seen.accuracy)

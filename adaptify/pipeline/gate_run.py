@@ -20,6 +20,7 @@ from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.gate_policy import Policy
 from adaptify.runtime.gated import GatedModel
 from adaptify.runtime.optimize import optimize
+from adaptify.runtime.skipping.model import SkippingModel
 from adaptify.training.evaluate import evaluate
 from adaptify.training.gate_records import GateRecords, observe_gates
 
@@ -47,8 +48,10 @@ def conclude_gates(fitted: GateFit, model: GatedModel, job: Job) -> Report:
         progress=job.progress,
     )
     written.to(job.device)
+    # What is reported is what runs: with gates that look at samples, a network that skips what they close.
+    runs = optimize(written, job.device) if written.per_sample else written
     found = observe_gates(
-        written,
+        runs,
         job.data.test,
         batch_size=size,
         device=job.device,
@@ -76,7 +79,7 @@ def conclude_gates(fitted: GateFit, model: GatedModel, job: Job) -> Report:
             "training": training_part(job.recipe.train.model_dump(mode="json"), fitted.history),
             "gating": {
                 **_gating(written, found, fitted),
-                **_modes(written, found, job.data.test, size, job.device),
+                **_modes(runs, found, job.data.test, size, job.device),
                 "samples": samples_part(written, found, job.data, described["classes"], job.device)
                 if written.per_sample
                 else None,
@@ -126,7 +129,11 @@ def _gating(model: GatedModel, found: GateRecords, fitted: GateFit) -> dict[str,
 
 
 def _modes(
-    model: GatedModel, chosen: GateRecords, split: Split, batch_size: int, device: torch.device
+    model: GatedModel | SkippingModel,
+    chosen: GateRecords,
+    split: Split,
+    batch_size: int,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Accuracy and MACs of every way to decide, and of other thresholds."""
     policy = model.policy

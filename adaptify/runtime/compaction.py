@@ -1,7 +1,13 @@
-"""Taking rows out of a batch, in the memory layout the batch has."""
+"""Taking rows out of a batch and putting them back, in the memory layout the batch has.
+
+Indexing a channels_last tensor directly would give a tensor in the default format, at many times the cost,
+and every convolution after it would convert again. A view whose rows are contiguous is indexed instead.
+"""
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -9,17 +15,50 @@ from torch import Tensor
 def take_rows(batch: Tensor, rows: Tensor) -> Tensor:
     """Return the given rows of `batch` (N, ...), in the same memory format.
 
-    Indexing a channels_last tensor directly would give a tensor in the default format, at many times
-    the cost, and every convolution after it would convert again. A view whose rows are contiguous
-    is gathered instead.
-
     Args:
         batch: (N, ...) of any shape.
         rows: (K,) int64.
     """
-    channels_last = batch.dim() == 4 and batch.is_contiguous(memory_format=torch.channels_last)
-    if channels_last and not batch.is_contiguous():
-        n, c, h, w = batch.shape
-        flat = batch.permute(0, 2, 3, 1).view(n, h * w * c)
-        return flat.index_select(0, rows).view(-1, h, w, c).permute(0, 3, 1, 2)
-    return batch.index_select(0, rows)
+    if not _is_channels_last(batch):
+        return batch.index_select(0, rows)
+    _, c, h, w = batch.shape
+    return _flat(batch).index_select(0, rows).view(-1, h, w, c).permute(0, 3, 1, 2)
+
+
+def put_rows(batch: Tensor, rows: Tensor, values: Tensor) -> None:
+    """Write `values` (K, ...) over the given rows of `batch` (N, ...), in place.
+
+    Args:
+        batch: (N, ...) of any shape.
+        rows: (K,) int64, without repetitions.
+        values: (K, ...), best in the memory format of `batch`.
+    """
+    if _is_channels_last(batch):
+        flat, new = _flat(batch), values.permute(0, 2, 3, 1).reshape(len(rows), -1)
+    elif batch.is_contiguous():
+        flat, new = batch.view(batch.shape[0], -1), values.reshape(len(rows), -1)
+    else:
+        batch.index_copy_(0, rows, values)
+        return
+    if batch.device.type == "cpu":
+        # NumPy copies whole rows, three to five times as fast.
+        _bytes(flat)[rows.numpy()] = _bytes(new)
+    else:
+        flat.index_copy_(0, rows, new)
+
+
+def _bytes(rows: Tensor) -> npt.NDArray[np.uint8]:
+    return rows.detach().view(torch.uint8).numpy()
+
+
+def _is_channels_last(batch: Tensor) -> bool:
+    return (
+        batch.dim() == 4
+        and batch.is_contiguous(memory_format=torch.channels_last)
+        and not batch.is_contiguous()
+    )
+
+
+def _flat(batch: Tensor) -> Tensor:
+    """The rows of a channels_last tensor (N, C, H, W), as (N, H * W * C)."""
+    return batch.permute(0, 2, 3, 1).view(batch.shape[0], -1)

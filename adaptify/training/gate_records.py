@@ -11,6 +11,7 @@ from torch import Tensor
 from adaptify.data import Split
 from adaptify.progress import SILENT, Progress
 from adaptify.runtime.gated import GatedModel, ensemble
+from adaptify.runtime.skipping.model import SkippingModel
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ BINS = 20
 
 @torch.inference_mode()
 def observe_gates(
-    model: GatedModel,
+    model: GatedModel | SkippingModel,
     split: Split,
     *,
     batch_size: int = 256,

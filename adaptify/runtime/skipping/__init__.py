@@ -1,0 +1,1 @@
+"""Networks with gates that look at samples, run so that what the gates close is not computed."""

@@ -1,0 +1,191 @@
+"""A residual block that is run for the rows whose gates are open, in the fastest of the ways there are.
+
+All rows at once, with what is closed masked; the open rows alone, in a smaller batch that is put back; or
+rows in groups, each with a program for the channels that they need. Which is the fastest follows from what
+the block costs on this machine. Notation: N rows, K gates of the block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from adaptify.runtime.compaction import put_rows, take_rows
+from adaptify.runtime.skipping.codebook import Codebook, as_number
+from adaptify.runtime.skipping.costs import BlockCost
+from adaptify.runtime.skipping.programs import Bits, Narrow, Programs
+
+Rows = npt.NDArray[np.int64]
+
+OVERHEAD_S = 20e-6
+"""What it takes to run some rows apart from the others, beside moving them: starting a few operations."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Rows that are run together.
+
+    Attributes:
+        rows: Which; None for all of the batch.
+        program: Some of the block's channels; None: the whole block.
+    """
+
+    rows: Rows | None
+    program: Narrow | None
+
+
+class SkippingBlock:
+    """A residual block with gates.
+
+    Attributes:
+        programs: What can be run of it.
+        cost: What that takes.
+    """
+
+    def __init__(self, programs: Programs, device: torch.device) -> None:
+        self.programs = programs
+        self.cost = BlockCost(fixed=1e-4, row=1e-3, move=1e-5)
+        self._device = device
+        self._has_channels = programs.gates > programs.has_layer_gate
+        self._book = Codebook(programs)
+
+    def __call__(self, x: Tensor, gates: Tensor, host: npt.NDArray[np.floating]) -> Tensor:
+        """Run the block; `x` may be written over.
+
+        Args:
+            x: (N, ...).
+            gates: (N, K), in [0, 1].
+            host: The same in the memory of the host.
+
+        Returns:
+            (N, ...), each row as the whole block under its gates would give it.
+        """
+        if len(host) == 1 and not self._has_channels:
+            return self._run_one(x, gates, float(host[0, 0]))
+        opened = host > 0
+        runs = opened[:, 0] if self.programs.has_layer_gate else np.ones(len(host), bool)
+        count = int(np.count_nonzero(runs))
+        if count == 0:
+            return x if self.programs.skipped is None else self.programs.skipped(x)
+        jobs = self._jobs(opened, runs, count)
+        if jobs[0].rows is None:
+            return self._run_all(x, gates, host, runs, jobs[0].program)
+        return self._run_apart(x, gates, host, runs, jobs)
+
+    def seconds(self, count: int, total: int) -> float:
+        """What the block will take for a batch of `total` rows of which `count` run it, all its channels."""
+        if count == 0:
+            return 0.0
+        return min(self._together(count, total), self._apart(count, None))
+
+    def _jobs(self, opened: Bits, runs: Bits, count: int) -> list[_Job]:
+        """The fastest way to run what is open."""
+        total = len(runs)
+        ways = [([_Job(None, None)], self._together(count, total))]
+        if count < total:
+            rows = runs.nonzero()[0]
+            ways.append(([_Job(rows, None)], self._apart(count, None)))
+        if self._has_channels:
+            jobs, seconds = self._group(opened, runs)
+            if len(jobs) == 1 and count == total:
+                # Nothing is moved.
+                program = jobs[0].program
+                jobs, seconds = [_Job(None, program)], self.cost.run(total, _share(program))
+            ways.append((jobs, seconds))
+        return min(ways, key=lambda way: way[1])[0]
+
+    def _group(self, opened: Bits, runs: Bits) -> tuple[list[_Job], float]:
+        """Rows in groups by the programs that serve them, and what these take."""
+        by_pattern: dict[int, list[int]] = {}
+        for row in runs.nonzero()[0].tolist():
+            by_pattern.setdefault(as_number(opened[row]), []).append(row)
+        by_program: dict[int, tuple[Narrow | None, list[int]]] = {}
+        for pattern, rows in by_pattern.items():
+            found = self._book.find(pattern)
+            self._book.note(pattern, opened[rows[0]], _share(found), len(rows) * self.cost.row)
+            by_program.setdefault(id(found), (found, []))[1].extend(rows)
+        whole = by_program.pop(id(None), (None, []))[1]
+        jobs = []
+        for program, rows in by_program.values():
+            if whole and self._apart(len(rows), program) > len(rows) * (self.cost.row + self.cost.move):
+                whole.extend(rows)
+            else:
+                jobs.append(_Job(np.sort(rows), program))
+        if whole:
+            jobs.append(_Job(np.sort(whole), None))
+        return jobs, sum(self._apart(len(job.rows), job.program) for job in jobs if job.rows is not None)
+
+    def _together(self, count: int, total: int) -> float:
+        """Seconds to run all rows, and to undo that for those that do not run."""
+        return self.cost.run(total) + self.cost.move * (total - count)
+
+    def _apart(self, rows: int, program: Narrow | None) -> float:
+        """Seconds to run some rows apart from the others."""
+        return self.cost.run(rows, _share(program)) + rows * self.cost.move + OVERHEAD_S
+
+    def _run_one(self, x: Tensor, gates: Tensor, gate: float) -> Tensor:
+        """Run a single row whose branch has the only gate."""
+        if gate == 0:
+            return self._skip(x)
+        return self.programs.full(x) if gate == 1 else self.programs.masked(x, gates)
+
+    def _run_all(
+        self, x: Tensor, gates: Tensor, host: npt.NDArray[np.floating], runs: Bits, program: Narrow | None
+    ) -> Tensor:
+        if program is not None or _scales(host[runs]):
+            return self._run(x, gates, host, program)
+        result = self.programs.full(x)
+        closed = (~runs).nonzero()[0]
+        if len(closed):
+            rows = self._index(closed)
+            put_rows(result, rows, self._skip(take_rows(x, rows)))
+        return result
+
+    def _run_apart(
+        self, x: Tensor, gates: Tensor, host: npt.NDArray[np.floating], runs: Bits, jobs: list[_Job]
+    ) -> Tensor:
+        result = x if self.programs.skipped is None else None
+        for job in jobs:
+            assert job.rows is not None
+            rows = self._index(job.rows)
+            values = self._run(take_rows(x, rows), gates[rows], host[job.rows], job.program)
+            if result is None:
+                shape = (len(x), *values.shape[1:])
+                layout = torch.channels_last if values.dim() == 4 else torch.contiguous_format
+                result = values.new_empty(shape).contiguous(memory_format=layout)
+            put_rows(result, rows, values)
+        assert result is not None
+        closed = (~runs).nonzero()[0]
+        if self.programs.skipped is not None and len(closed):
+            rows = self._index(closed)
+            put_rows(result, rows, self._skip(take_rows(x, rows)))
+        return result
+
+    def _run(
+        self, x: Tensor, gates: Tensor, host: npt.NDArray[np.floating], program: Narrow | None
+    ) -> Tensor:
+        """Run rows, scaled by those of their gates that are not 1."""
+        if program is not None and not _scales(host[:, program.gates]):
+            return program.full(x)
+        if program is not None and program.masked is not None:
+            return program.masked(x, gates[:, torch.from_numpy(program.gates)])
+        return self.programs.masked(x, gates) if _scales(host) else self.programs.full(x)
+
+    def _skip(self, x: Tensor) -> Tensor:
+        return x if self.programs.skipped is None else self.programs.skipped(x)
+
+    def _index(self, rows: Rows) -> Tensor:
+        return torch.from_numpy(rows).to(self._device)
+
+
+def _share(program: Narrow | None) -> float:
+    return 1.0 if program is None else program.share
+
+
+def _scales(host: npt.NDArray[np.floating]) -> bool:
+    """Whether any gate is not simply open."""
+    return bool((host != 1).any())
