@@ -10,6 +10,7 @@ import torch
 
 from adaptify import artifact
 from adaptify.data import Split
+from adaptify.errors import TargetError
 from adaptify.methods import GateFit
 from adaptify.pipeline import folder
 from adaptify.pipeline.gate_samples import samples_part
@@ -26,6 +27,9 @@ from adaptify.training.gate_records import GateRecords, observe_gates
 
 RUNS = 5
 """Draws of stochastic gates that are averaged."""
+
+TOLERANCE = 1e-4
+"""How far outputs may be from those under masks, relative to the largest: rounding, and nothing else."""
 
 SWEEP = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Thresholds that are tried."""
@@ -49,7 +53,7 @@ def conclude_gates(fitted: GateFit, model: GatedModel, job: Job) -> Report:
     )
     written.to(job.device)
     # What is reported is what runs: with gates that look at samples, a network that skips what they close.
-    runs = optimize(written, job.device) if written.per_sample else written
+    runs = _checked(written, job) if written.per_sample else written
     found = observe_gates(
         runs,
         job.data.test,
@@ -94,6 +98,31 @@ def conclude_gates(fitted: GateFit, model: GatedModel, job: Job) -> Report:
             "notes": [*job.data.notes, *job.network.notes, *fitted.notes],
         }
     )
+
+
+def _checked(written: GatedModel, job: Job) -> SkippingModel:
+    """The form of a network that skips what its gates close, held against masking on a batch of test images.
+
+    Raises:
+        TargetError: They differ.
+    """
+    fast = optimize(written, job.device)
+    images, _ = next(iter(job.data.test.batches(job.recipe.run.batch_size, device=job.device)))
+    with torch.inference_mode():
+        found = fast.decide(images, fast.policy.decide)
+        sizes = [decider.gates for decider in written.deciders]
+        decided = iter(found.gates.split(sizes, 1))
+        # The same decisions for both: rounding may move one that is close to the threshold.
+        wanted = written.decide(images, lambda odds: next(decided)).logits
+    scale = float(wanted.abs().max().clamp_min(torch.finfo(wanted.dtype).tiny))
+    difference = float((found.logits - wanted).abs().max()) / scale
+    if not difference <= TOLERANCE:
+        raise TargetError(
+            f"skipping gives other outputs than masking what gates close: they differ by {difference:.2g} of "
+            "the largest one",
+            "This is a bug in adaptify, or an operation whose result depends on the batch: please report it.",
+        )
+    return fast
 
 
 def _gating(model: GatedModel, found: GateRecords, fitted: GateFit) -> dict[str, Any]:
