@@ -25,6 +25,12 @@ def take_rows(batch: Tensor, rows: Tensor) -> Tensor:
     return _flat(batch).index_select(0, rows).view(-1, h, w, c).permute(0, 3, 1, 2)
 
 
+def empty_batch(rows: int, like: Tensor) -> Tensor:
+    """Return a batch (rows, ...) that is still to be written, in the memory format of `like` (K, ...)."""
+    layout = torch.channels_last if _is_channels_last(like) else torch.contiguous_format
+    return torch.empty((rows, *like.shape[1:]), dtype=like.dtype, device=like.device, memory_format=layout)
+
+
 def put_rows(batch: Tensor, rows: Tensor, values: Tensor) -> None:
     """Write `values` (K, ...) over the given rows of `batch` (N, ...), in place.
 

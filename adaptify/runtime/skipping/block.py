@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adaptify.runtime.compaction import put_rows, take_rows
+from adaptify.runtime.compaction import empty_batch, put_rows, take_rows
 from adaptify.runtime.skipping.codebook import Codebook, as_number
 from adaptify.runtime.skipping.costs import BlockCost
 from adaptify.runtime.skipping.programs import Bits, Narrow, Programs
@@ -154,9 +154,7 @@ class SkippingBlock:
             rows = self._index(job.rows)
             values = self._run(take_rows(x, rows), gates[rows], host[job.rows], job.program)
             if result is None:
-                shape = (len(x), *values.shape[1:])
-                layout = torch.channels_last if values.dim() == 4 else torch.contiguous_format
-                result = values.new_empty(shape).contiguous(memory_format=layout)
+                result = empty_batch(len(x), values)
             put_rows(result, rows, values)
         assert result is not None
         closed = (~runs).nonzero()[0]

@@ -145,6 +145,7 @@ class SkippingModel(nn.Module):
         gates: dict[str, Tensor] = {}
         host: dict[str, npt.NDArray[np.floating[Any]]] = {}
         done = 0
+        is_own = False
         for index, step in enumerate(self._steps):
             for name in step.deciders:
                 odds[name] = self.deciders[name](x)
@@ -163,8 +164,11 @@ class SkippingModel(nn.Module):
             else:
                 assert step.gates is not None
                 name, place = step.gates
-                # Blocks may write over what goes in; the images are the caller's.
-                x = step.block(x if index else x.clone(), gates[name][:, place], host[name][:, place])
+                # Blocks may write over what goes in; the images are the caller's, whatever views them.
+                if not is_own and _share_memory(x, images):
+                    x = x.clone()
+                is_own = True
+                x = step.block(x, gates[name][:, place], host[name][:, place])
         return Decisions(
             x,
             torch.cat([odds[name] for name in self._order], 1),
@@ -234,6 +238,10 @@ def _gates_by_block(
             assert (owner, before.stop) == (decider.name, place.start)
             found[name] = (block, (*sites, site), (owner, slice(before.start, place.stop)))
     return found
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _is_nonnegative(traced: Traced, name: str) -> bool:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adaptify.runtime.compaction import put_rows, take_rows
+from adaptify.runtime.compaction import empty_batch, put_rows, take_rows
 from adaptify.runtime.skipping.block import OVERHEAD_S, SkippingBlock
 from adaptify.runtime.skipping.programs import Bits
 
@@ -59,10 +59,7 @@ class Stretch:
             rows = torch.from_numpy((group == index).nonzero()[0]).to(x.device)
             values = self._through(take_rows(x, rows), mask)
             if result is None:
-                layout = torch.channels_last if values.dim() == 4 else torch.contiguous_format
-                result = torch.empty(
-                    (len(x), *values.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout
-                )
+                result = empty_batch(len(x), values)
             put_rows(result, rows, values)
         return result
 
