@@ -11,7 +11,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,10 +58,10 @@ class CostTable:
         self._changed = False
 
     def __enter__(self) -> CostTable:
-        with suppress(OSError, ValueError, TypeError, KeyError):
+        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
             stored = json.loads(self._path.read_text(encoding="utf-8"))
             if stored["version"] == VERSION:
-                self._costs = {key: BlockCost(**cost) for key, cost in stored["costs"].items()}
+                self._costs = {key: _cost_from_json(cost) for key, cost in stored["costs"].items()}
         return self
 
     def __exit__(
@@ -81,6 +81,10 @@ class CostTable:
             self._costs[key] = measure()
             self._changed = True
         return self._costs[key]
+
+
+def _cost_from_json(value: Mapping[str, float]) -> BlockCost:
+    return BlockCost(**{name: float(number) for name, number in value.items()})
 
 
 def cache_file() -> Path:
