@@ -1,0 +1,144 @@
+"""Networks in pieces: one after the other they are the network, and a block can do without its branch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+from channel_nets import Net, conv, run
+from families import Family, scramble
+from torch import Tensor, nn
+
+from adaptify.graph.cost import CostModel
+from adaptify.graph.pieces import Piece, cut_at_blocks, end_of, without_branch
+from adaptify.graph.sites import find_blocks, find_exits
+from adaptify.graph.surgery import remove_blocks
+from adaptify.graph.trace import Traced, trace
+from adaptify.models.cifar_resnet import CifarResNet
+
+
+def run_in_row(parts: Sequence[Traced], images: Tensor) -> Tensor:
+    for part in parts:
+        images = run(part, images)
+    return images
+
+
+def names_of(pieces: Sequence[Piece]) -> list[str | None]:
+    return [piece.block.name if piece.block is not None else None for piece in pieces]
+
+
+def resnet(shortcut: str = "B") -> Traced:
+    torch.manual_seed(0)
+    return trace(scramble(CifarResNet(blocks=2, shortcut=shortcut)), (3, 16, 16))
+
+
+def images(rows: int = 3) -> Tensor:
+    return torch.randn(rows, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_pieces_in_a_row_are_the_network(family: Family) -> None:
+    blocks = find_blocks(family.traced, family.cost)
+    pieces = cut_at_blocks(family.traced, blocks)
+    assert [name for name in names_of(pieces) if name is not None] == [block.name for block in blocks]
+    assert torch.equal(run_in_row([piece.traced for piece in pieces], family.images), family.logits)
+
+
+def test_pieces_take_batches_of_any_size() -> None:
+    traced = resnet()
+    pieces = cut_at_blocks(traced, find_blocks(traced, CostModel(traced)))
+    for rows in (1, 5):
+        found = run_in_row([piece.traced for piece in pieces], images(rows))
+        assert torch.equal(found, run(traced, images(rows)))
+
+
+def test_each_piece_takes_what_the_one_before_it_yields() -> None:
+    traced = resnet()
+    value = images()
+    for piece in cut_at_blocks(traced, find_blocks(traced, CostModel(traced))):
+        assert tuple(value.shape[1:]) == piece.traced.input_shape
+        value = run(piece.traced, value)
+
+
+def test_pieces_share_the_tensors_of_the_network() -> None:
+    traced = resnet()
+    state = traced.root.state_dict()
+    seen = set()
+    for piece in cut_at_blocks(traced, find_blocks(traced, CostModel(traced))):
+        for name, tensor in piece.traced.root.state_dict().items():
+            assert tensor.data_ptr() == state[name].data_ptr()
+            seen.add(name)
+    assert seen == set(state)
+
+
+def test_blocks_that_are_not_asked_for_join_what_is_around_them() -> None:
+    traced = resnet()
+    blocks = find_blocks(traced, CostModel(traced))
+    assert len(blocks) == 6
+    pieces = cut_at_blocks(traced, [blocks[1], blocks[2], blocks[4]])
+    assert names_of(pieces) == [None, "layer1.1", "layer2.0", None, "layer3.0", None]
+    assert torch.equal(run_in_row([piece.traced for piece in pieces], images()), run(traced, images()))
+    assert names_of(cut_at_blocks(traced, [])) == [None]
+
+
+def test_other_nodes_can_be_cut_after_too(build_family) -> None:
+    family = build_family("mobilenet_v3_small")
+    blocks = find_blocks(family.traced, family.cost)
+    ends = {end_of(family.traced, block).name for block in blocks}
+    known = ends | {block.source for block in blocks}
+    also = [site.node for site in find_exits(family.traced, family.cost) if site.node not in known]
+    # Exits lie outside of blocks; the sources of blocks are cut after anyway.
+    assert len(also) > 5
+    pieces = cut_at_blocks(family.traced, blocks, [*also, blocks[0].source])
+    assert len(pieces) > len(cut_at_blocks(family.traced, blocks)) + 5
+    assert torch.equal(run_in_row([piece.traced for piece in pieces], family.images), family.logits)
+
+
+def test_without_their_branches_blocks_are_what_removing_them_leaves(family: Family) -> None:
+    blocks = find_blocks(family.traced, family.cost)
+    if not blocks:
+        pytest.skip("no residual blocks")
+    gone = {block.name for block in (*blocks[::3], blocks[-1])}
+    parts = [
+        without_branch(piece.traced, piece.block)
+        if piece.block is not None and piece.block.name in gone
+        else piece.traced
+        for piece in cut_at_blocks(family.traced, blocks)
+    ]
+    removed = remove_blocks(family.traced, [block for block in blocks if block.name in gone])
+    wanted = run(removed, family.images)
+    torch.testing.assert_close(run_in_row(parts, family.images), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_what_is_left_of_a_block_is_its_shortcut_and_the_relu_behind_it(shortcut: str) -> None:
+    traced = resnet(shortcut)
+    pieces = cut_at_blocks(traced, find_blocks(traced, CostModel(traced)))
+    (plain,) = (piece for piece in pieces if piece.block is not None and piece.block.name == "layer2.1")
+    (wider,) = (piece for piece in pieces if piece.block is not None and piece.block.name == "layer2.0")
+    for piece in (plain, wider):
+        assert piece.block is not None
+        x = torch.randn(2, *piece.traced.input_shape, generator=torch.Generator().manual_seed(0))
+        rest = without_branch(piece.traced, piece.block)
+        block = traced.root.get_submodule(piece.block.name)
+        with torch.no_grad():
+            assert torch.equal(run(rest, x), F.relu(block.shortcut(x)))
+        names = {str(node.target) for node in rest.graph.nodes if node.op == "call_module"}
+        assert not any("conv1" in name or "conv2" in name for name in names)
+        # The piece itself is whole.
+        assert float((run(piece.traced, x) - run(rest, x)).abs().max()) > 0.1
+
+
+def test_a_block_can_begin_at_the_images() -> None:
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    net = Net(lambda net, x: net.head(x + net.inner(x).sigmoid()), inner=conv(4, 4), head=head)
+    traced = trace(net.eval(), (4, 8, 8))
+    blocks = find_blocks(traced, CostModel(traced))
+    assert len(blocks) == 1
+    batch = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    before = batch.clone()
+    pieces = cut_at_blocks(traced, blocks)
+    assert [piece.block for piece in pieces] == [*blocks, None]
+    assert torch.equal(run_in_row([piece.traced for piece in pieces], batch), run(traced, batch))
+    assert torch.equal(batch, before)

@@ -1,0 +1,127 @@
+"""What gates close is left out, and each image gets what computing everything under masks would give it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import GatedFamily
+from skipping_nets import (
+    CPU,
+    KINDS,
+    WAYS,
+    cifar,
+    draw,
+    forced,
+    images_for,
+    place,
+    row_difference,
+    set_cost,
+)
+from torch import Tensor
+
+from adaptify.errors import ModelError
+from adaptify.runtime.gated import GatedModel
+from adaptify.runtime.skipping.costs import BlockCost
+from adaptify.runtime.skipping.model import SkippingModel
+
+# Where each row costs this much less than moving it, all rows are run.
+NEVER_MOVE = BlockCost(fixed=0.0, row=1e-4, move=1.0)
+
+
+def scenes(model: GatedModel, rows: int) -> list[Tensor]:
+    """Gates that come one batch after the other: the second finds programs built, and the third is served
+    by those for more than it needs."""
+    gates = draw(model, rows, seed=rows, patterns=3)
+    fewer = gates * draw(model, rows, seed=100, patterns=2)
+    return [
+        gates,
+        gates,
+        fewer,
+        torch.zeros_like(gates),
+        torch.ones_like(gates),
+        draw(model, rows, seed=7),
+        gates,
+    ]
+
+
+def check(model: GatedModel, costs: list[BlockCost], batches: tuple[int, ...] = (1, 2, 7)) -> None:
+    """Hold the fast form against the network under masks."""
+    fast = SkippingModel(model, CPU)
+    with torch.inference_mode():
+        for cost in costs:
+            set_cost(fast, cost)
+            for rows in batches:
+                images = images_for(model, rows)
+                before = images.clone()
+                earlier: list[tuple[Tensor, Tensor]] = []
+                for gates in scenes(model, rows):
+                    wanted = model.decide(images, forced(model, gates))
+                    found = fast.decide(images, forced(model, gates))
+                    assert row_difference(found.logits, wanted.logits) <= 1e-5
+                    assert torch.equal(found.gates, gates)
+                    torch.testing.assert_close(found.odds, wanted.odds, rtol=1e-4, atol=1e-4)
+                    earlier.append((found.logits, found.logits.clone()))
+                assert torch.equal(images, before)
+                # No later batch wrote over what an earlier one was given.
+                assert all(torch.equal(mine, copy) for mine, copy in earlier)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_skipping_is_masking(kind: str, way: str) -> None:
+    check(place(cifar(), kind), [WAYS[way]], (1, 2, 7) if way != "narrow" else (1, 7))
+
+
+@pytest.mark.parametrize("kind", ["masks", "all channels", "saliences"])
+def test_skipping_is_masking_where_shortcuts_have_no_weights(kind: str) -> None:
+    check(place(cifar("A"), kind), [NEVER_MOVE, *WAYS.values()], (3,))
+
+
+@pytest.mark.parametrize("kind", ["masks", "saliences"])
+def test_skipping_is_masking_in_large_batches(kind: str) -> None:
+    check(place(cifar(blocks=1, size=8), kind), [NEVER_MOVE, WAYS["together"], WAYS["apart"]], (64,))
+
+
+@pytest.mark.parametrize("kind", ["masks", "saliences"])
+def test_skipping_is_masking_behind_squeeze_and_excitation(kind: str, build_family) -> None:
+    family = GatedFamily(build_family("mobilenet_v3_small"))
+    check(place(family.traced, kind, family.cost), [WAYS["apart"]], (3,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_skipping_is_masking_over_the_families(gated_family: GatedFamily, kind: str) -> None:
+    if len(gated_family.blocks) < 2:
+        pytest.skip("no residual blocks")
+    try:
+        model = place(gated_family.traced, kind, gated_family.cost)
+    except ModelError as error:
+        pytest.skip(str(error))
+    check(model, list(WAYS.values()), (1, 3))
+
+
+def test_the_network_that_it_was_made_of_stays_as_it_is() -> None:
+    model = place(cifar(), "saliences")
+    images = images_for(model, 3)
+    gates = draw(model, 3, seed=0)
+    with torch.inference_mode():
+        before = model.decide(images, forced(model, gates)).logits
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        fast = SkippingModel(model, CPU)
+        set_cost(fast, WAYS["narrow"])
+        for _ in range(2):
+            fast.decide(images, forced(model, gates))
+        after = model.decide(images, forced(model, gates)).logits
+    assert torch.equal(after, before)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in state.items())
+
+
+def test_it_owns_its_tensors() -> None:
+    model = place(cifar(), "masks")
+    fast = SkippingModel(model, CPU)
+    images = images_for(model, 2)
+    with torch.no_grad():
+        before = fast(images)
+        for parameter in model.parameters():
+            parameter.fill_(0.5)
+        assert torch.equal(fast(images), before)
