@@ -8,11 +8,13 @@ Notation: N samples in a batch, G gates, C channels of the feature map that gate
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_linear_bn_eval
 
 
 def sample_gates(odds: Tensor, temperature: float = 1.0) -> Tensor:
@@ -99,6 +101,10 @@ class DependentGates(nn.Module):
         logits = torch.baddbmm(self.bias, by_gate, self.weight)
         return (logits[:, :, 1] - logits[:, :, 0]).T
 
+    def for_inference(self) -> FoldedGates:
+        """The same decisions in fewer operations, which on a small network take as long as a layer."""
+        return FoldedGates(self)
+
     def keep_gates(self, kept: Sequence[int]) -> DependentGates:
         """Return gates of their own: those with these positions, which decide as before."""
         hidden = self.weight.shape[1]
@@ -113,3 +119,31 @@ class DependentGates(nn.Module):
         }
         smaller.load_state_dict(state)
         return smaller.train(self.training)
+
+
+class FoldedGates(nn.Module):
+    """`DependentGates` for inference: BatchNorm folded, two logits made one. It cannot be trained.
+
+    Args:
+        gates: What it is made of.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, gates: DependentGates) -> None:
+        super().__init__()
+        self.channel_axis = gates.channel_axis
+        self.squeeze = fuse_linear_bn_eval(
+            copy.deepcopy(gates.squeeze).eval(), copy.deepcopy(gates.norm).eval()
+        )
+        self.register_buffer("weight", (gates.weight[:, :, 1] - gates.weight[:, :, 0]).detach().clone())
+        self.register_buffer("bias", (gates.bias[:, 0, 1] - gates.bias[:, 0, 0]).detach().clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Log-odds (N, G) for features (N, C, ...) or (N, ..., C)."""
+        axis = self.channel_axis % features.dim()
+        rest = [other for other in range(1, features.dim()) if other != axis]
+        hidden = torch.relu_(self.squeeze(features.mean(rest) if rest else features))
+        by_gate = hidden.view(-1, *self.weight.shape).mul_(self.weight)
+        return by_gate.sum(-1).add_(self.bias)

@@ -5,11 +5,13 @@ Notation: N samples in a batch, C channels, G gates.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from adaptify.errors import UsageError
 from adaptify.gates.gumbel import initial_odds
@@ -58,7 +60,7 @@ class MaskNet(nn.Module):
         convolution = nn.Conv2d if spatial_dims == 2 else nn.Conv1d
         norm = nn.BatchNorm2d if spatial_dims == 2 else nn.BatchNorm1d
         self.conv = convolution(channels, filters, 3, padding=1, bias=False)
-        self.norm = norm(filters)
+        self.norm: nn.Module = norm(filters)
         self.linear = nn.Linear(filters * pool**2, gates)
         nn.init.zeros_(self.linear.weight)
         nn.init.constant_(self.linear.bias, initial_odds(OPEN))
@@ -74,6 +76,14 @@ class MaskNet(nn.Module):
         hidden = torch.relu(self.norm(self.conv(small)))
         odds: Tensor = self.linear(hidden.flatten(1))
         return odds
+
+    def for_inference(self) -> MaskNet:
+        """The same decisions with BatchNorm folded into the convolution; it cannot be trained."""
+        folded = copy.deepcopy(self).eval()
+        assert isinstance(folded.norm, (nn.BatchNorm1d, nn.BatchNorm2d))
+        folded.conv = fuse_conv_bn_eval(folded.conv, folded.norm)
+        folded.norm = nn.Identity()
+        return folded
 
     def keep_gates(self, kept: Sequence[int]) -> MaskNet:
         """Return a network of its own that decides only the gates with these positions, and those alike.

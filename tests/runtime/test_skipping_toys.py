@@ -1,4 +1,4 @@
-"""Small networks in which blocks are where one would not expect them: at the images, on other layouts."""
+"""Small networks in which blocks are where one would not expect them: right behind the images, on other layouts."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def head() -> list[nn.Module]:
 
 # From images (4, 8, 8) to 5 scores.
 NETS: Mapping[str, Callable[[], nn.Module]] = {
-    "blocks at the images": lambda: nn.Sequential(Plain(4), Plain(4), Plain(4), *head()),
+    "no stem": lambda: nn.Sequential(Plain(4), Plain(4), Plain(4), *head()),
     "a stem that does nothing": lambda: nn.Sequential(nn.Identity(), Plain(4), Plain(4), Plain(4), *head()),
     "a stem that only drops": lambda: nn.Sequential(nn.Dropout(0.1), Plain(4), Plain(4), Plain(4), *head()),
     "blocks that add in place": lambda: nn.Sequential(Augmented(4), Augmented(4), Augmented(4), *head()),

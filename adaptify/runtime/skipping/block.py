@@ -44,6 +44,7 @@ class SkippingBlock:
     Attributes:
         programs: What can be run of it.
         cost: What that takes.
+        book: The programs for some of its channels.
     """
 
     def __init__(self, programs: Programs, device: torch.device) -> None:
@@ -51,7 +52,7 @@ class SkippingBlock:
         self.cost = BlockCost(fixed=1e-4, row=1e-3, move=1e-5)
         self._device = device
         self._has_channels = programs.gates > programs.has_layer_gate
-        self._book = Codebook(programs)
+        self.book = Codebook(programs)
 
     def __call__(self, x: Tensor, gates: Tensor, host: npt.NDArray[np.floating]) -> Tensor:
         """Run the block; `x` may be written over.
@@ -105,8 +106,8 @@ class SkippingBlock:
             by_pattern.setdefault(as_number(opened[row]), []).append(row)
         by_program: dict[int, tuple[Narrow | None, list[int]]] = {}
         for pattern, rows in by_pattern.items():
-            found = self._book.find(pattern)
-            self._book.note(pattern, opened[rows[0]], _share(found), len(rows) * self.cost.row)
+            found = self.book.find(pattern)
+            self.book.note(pattern, opened[rows[0]], _share(found), len(rows) * self.cost.row)
             by_program.setdefault(id(found), (found, []))[1].extend(rows)
         whole = by_program.pop(id(None), (None, []))[1]
         jobs = []

@@ -25,9 +25,13 @@ class Codebook:
 
     Args:
         programs: The block.
+
+    Attributes:
+        eager: Whether a program is built as soon as anything would be saved by it.
     """
 
     def __init__(self, programs: Programs) -> None:
+        self.eager = False
         self._programs = programs
         self._built: OrderedDict[int, Narrow] = OrderedDict()
         self._best: dict[int, Narrow | None] = {}
@@ -80,7 +84,7 @@ class Codebook:
                 continue
             _bound(self._lost)
             self._lost[number] = self._lost.get(number, 0.0) + gain
-            if self._lost[number] > self._build_s:
+            if self.eager or self._lost[number] > self._build_s:
                 self._build(number, bits)
 
     def _build(self, number: int, opened: Bits) -> None:

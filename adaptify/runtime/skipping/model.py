@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -89,7 +89,7 @@ class SkippingModel(nn.Module):
         self.num_classes = model.num_classes
         self._device = device
         self._order = [decider.name for decider in model.deciders]
-        modules = {decider.name: copy.deepcopy(decider.module) for decider in model.deciders}
+        modules = {decider.name: _for_inference(decider.module) for decider in model.deciders}
         self.deciders = nn.ModuleDict(modules).eval().requires_grad_(False).to(device)
         traced = model.backbone()
         self.memory_format = torch.channels_last if has_maps(traced.root) else torch.contiguous_format
@@ -122,6 +122,21 @@ class SkippingModel(nn.Module):
             layout = self.memory_format if len(step.shape) == 3 else torch.contiguous_format
             measure = partial(measure_block, step.block.programs.full, step.shape, layout, self._device)
             step.block.cost = table.look_up(cost_key(step.description, self._device), measure)
+
+    def warm_up(self, images: Tensor, decide: Decide | None = None) -> None:
+        """Build at once what pays for images (N, C, H, W) like these; otherwise that happens as they come.
+
+        Args:
+            images: Some of what will come.
+            decide: How gates decide; by default as the policy says.
+        """
+        for block in self.blocks:
+            block.book.eager = True
+        try:
+            self.decide(images, decide or self.policy.decide)
+        finally:
+            for block in self.blocks:
+                block.book.eager = False
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, M) for images (N, C, H, W)."""
@@ -174,6 +189,12 @@ class SkippingModel(nn.Module):
             torch.cat([odds[name] for name in self._order], 1),
             torch.cat([gates[name] for name in self._order], 1),
         )
+
+
+def _for_inference(module: nn.Module) -> nn.Module:
+    """A copy of what decides, in the form for inference if it has one."""
+    make: Callable[[], nn.Module] | None = getattr(module, "for_inference", None)
+    return copy.deepcopy(module) if make is None else make()
 
 
 def _steps(traced: Traced, deciders: Sequence[Decider], device: torch.device) -> list[_Step]:
