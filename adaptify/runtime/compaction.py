@@ -40,12 +40,14 @@ def put_rows(batch: Tensor, rows: Tensor, values: Tensor) -> None:
         values: (K, ...), best in the memory format of `batch`.
     """
     if _is_channels_last(batch):
-        flat, new = _flat(batch), values.permute(0, 2, 3, 1).reshape(len(rows), -1)
+        flat, new = _flat(batch), values.permute(0, 2, 3, 1)
     elif batch.is_contiguous():
-        flat, new = batch.view(batch.shape[0], -1), values.reshape(len(rows), -1)
+        flat, new = batch.view(batch.shape[0], -1), values
     else:
         batch.index_copy_(0, rows, values)
         return
+    # The width is told, as no rows at all would not tell it.
+    new = new.reshape(len(rows), flat.shape[1])
     if batch.device.type == "cpu":
         # NumPy copies whole rows, three to five times as fast.
         _bytes(flat)[rows.numpy()] = _bytes(new)
