@@ -1,4 +1,4 @@
-"""Small networks in which blocks are where one would not expect them: right behind the images, on other layouts."""
+"""Small networks in which blocks are at unusual places: right behind the images, on other layouts."""
 
 from __future__ import annotations
 
