@@ -36,14 +36,14 @@ from adaptify.runtime.skipping.model import SkippingModel
 from tests.benchmarks.timing import interleaved, median_ratio
 
 
-def gated(name: str, what: str) -> GatedModel:
+def gated(name: str, what: str, per: str = "block") -> GatedModel:
     """The architecture `name` with random weights and untrained gates at blocks or at channels."""
     architecture = resolve(name)
     torch.manual_seed(0)
     traced: Traced = trace(architecture.build().eval(), architecture.input.shape)
     kind, options = {
         "blocks": ("sgad", {}),
-        "channels": ("gumbel", {"kind": "dependent", "positions": ("channels",)}),
+        "channels": ("gumbel", {"kind": "dependent", "positions": ("channels",), "per": per}),
     }[what]
     method = find_method(kind)
     placing = method(method.Gates(**options), method.Train())
@@ -129,6 +129,7 @@ def main() -> None:
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--rates", default="1,0.8,0.6,0.4")
     parser.add_argument("--patterns", type=int, default=4)
+    parser.add_argument("--per", choices=("block", "stage"), default="block", help="of gates at channels")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--images", type=int, default=16, help="at least one batch of them")
@@ -137,7 +138,7 @@ def main() -> None:
     keep_freed_memory()
     print(f"{'network':28s} {'batch':>5s} {'rate':>5s} {'ms':>8s} {'MACs':>6s} {'time':>6s} {'gap':>7s}")
     for name in arguments.networks.split(","):
-        model = gated(name, arguments.what)
+        model = gated(name, arguments.what, arguments.per)
         fast, static = optimize(model), optimize(AdaptiveModel(model.backbone()).eval())
         for batch in map(int, arguments.batches.split(",")):
             for rate in map(float, arguments.rates.split(",")):

@@ -78,7 +78,7 @@ class SkippingModel(nn.Module):
         if not model.per_sample:
             raise ModelError(
                 "gates that are the same for all samples leave nothing to decide at run time",
-                "Freeze the network: adaptify prune RUN, or adaptify.freeze(model).",
+                "Freeze the network: adaptify prune RUN.",
             )
         self.policy: Policy = model.policy
         self.sites = model.sites

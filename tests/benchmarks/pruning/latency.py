@@ -19,7 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptify.graph.trace import Traced
+from adaptify.graph.cost import CostModel
+from adaptify.graph.sites import find_blocks
+from adaptify.graph.surgery import remove_blocks
+from adaptify.graph.trace import Traced, trace
 from adaptify.models.registry import resolve
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.optimize import optimize
@@ -38,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", type=float, default=0.5)
     parser.add_argument("--round-to", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument(
+        "--by",
+        choices=tuple(WAYS),
+        default="channels",
+        help="what is removed: channels by l2, or whole residual blocks, evenly spread",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -49,16 +58,38 @@ def run(arguments: argparse.Namespace) -> None:
         architecture = resolve(name)
         torch.manual_seed(0)
         model, shape = architecture.build().eval(), architecture.input.shape
-        pruned = ours.prune(model, shape, arguments.target, round_to=arguments.round_to)
+        whole, pruned = WAYS[arguments.by](model, shape, arguments)
+        kept = CostModel(pruned).total / CostModel(whole).total
         for engine in arguments.engines.split(","):
             for batch in map(int, arguments.batches.split(",")):
                 images = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
-                runs = [
-                    ENGINES[engine](network, images, arguments.threads)
-                    for network in (pruned.channels.traced, pruned.traced)
-                ]
-                cells = measure(runs, pruned.selection.fraction, arguments.rounds)
+                runs = [ENGINES[engine](network, images, arguments.threads) for network in (whole, pruned)]
+                cells = measure(runs, kept, arguments.rounds)
                 print_row([name, engine, batch, *cells])
+
+
+def _by_channels(
+    model: nn.Module, shape: tuple[int, int, int], arguments: argparse.Namespace
+) -> tuple[Traced, Traced]:
+    pruned = ours.prune(model, shape, arguments.target, round_to=arguments.round_to)
+    return pruned.channels.traced, pruned.traced
+
+
+def _by_blocks(
+    model: nn.Module, shape: tuple[int, int, int], arguments: argparse.Namespace
+) -> tuple[Traced, Traced]:
+    """Without so many of the blocks whose shortcut is the identity that the target is met or just passed."""
+    whole = trace(model, shape)
+    cost = CostModel(whole)
+    blocks = [block for block in find_blocks(whole, cost) if not block.shortcut_macs]
+    for count in range(len(blocks) + 1):
+        chosen = [blocks[index * len(blocks) // count] for index in range(count)]
+        if cost.total - sum(block.macs for block in chosen) <= arguments.target * cost.total:
+            return whole, remove_blocks(whole, chosen)
+    sys.exit(f"{arguments.target} of the MACs is out of reach for whole blocks")
+
+
+WAYS: dict[str, Callable[..., tuple[Traced, Traced]]] = {"channels": _by_channels, "blocks": _by_blocks}
 
 
 def measure(runs: list[Callable[[], object]], kept: float, rounds: int) -> list[str]:
