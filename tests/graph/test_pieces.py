@@ -95,6 +95,13 @@ def test_other_nodes_can_be_cut_after_too(build_family) -> None:
     assert torch.equal(run_in_row([piece.traced for piece in pieces], family.images), family.logits)
 
 
+def test_a_node_that_ends_a_block_leaves_it_a_block() -> None:
+    traced = resnet()
+    blocks = find_blocks(traced, CostModel(traced))
+    plain = cut_at_blocks(traced, blocks)
+    assert names_of(cut_at_blocks(traced, blocks, [block.source for block in blocks])) == names_of(plain)
+
+
 def test_without_their_branches_blocks_are_what_removing_them_leaves(family: Family) -> None:
     blocks = find_blocks(family.traced, family.cost)
     if not blocks:

@@ -32,6 +32,13 @@ class Augmented(Plain):
         return x
 
 
+class Rectified(Plain):
+    """relu(x + f(x)): what is left without f changes what is below 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(super().forward(x))
+
+
 class Tokens(nn.Module):
     """A block on (N, H, W, C) that views what it gets as a row of tokens, which not every layout allows."""
 
@@ -80,6 +87,9 @@ NETS: Mapping[str, Callable[[], nn.Module]] = {
     "a stem that does nothing": lambda: nn.Sequential(nn.Identity(), Plain(4), Plain(4), Plain(4), *head()),
     "a stem that only drops": lambda: nn.Sequential(nn.Dropout(0.1), Plain(4), Plain(4), Plain(4), *head()),
     "blocks that add in place": lambda: nn.Sequential(Augmented(4), Augmented(4), Augmented(4), *head()),
+    "a ReLU that blocks leave behind": lambda: nn.Sequential(
+        nn.Conv2d(4, 4, 3, padding=1), Rectified(4), Rectified(4), nn.MaxPool2d(2), Rectified(4), *head()
+    ),
     "images as vectors": lambda: nn.Sequential(
         Plain(4), Plain(4), nn.Flatten(), Flat(256), nn.Linear(256, 5)
     ),
