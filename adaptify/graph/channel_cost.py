@@ -91,13 +91,6 @@ class ChannelCost:
         counts = self.counts(keep)
         return int(self.per_node(counts)[computed].sum())
 
-    def soft_macs(self, keep: Mapping[str, Tensor]) -> Tensor:
-        """Return the MACs (a scalar) for masks in [0, 1] (floating), with a gradient for each of them.
-
-        It is the exact cost where all masks are 0 or 1 and no group is empty.
-        """
-        return self.of_counts(self.counts({name: mask.double() for name, mask in keep.items()}))
-
     def per_node(self, counts: Tensor) -> Tensor:
         """Return the MACs (..., nodes) of every node of `nodes`, as `of_counts` has them all together.
 
