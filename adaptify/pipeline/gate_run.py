@@ -11,6 +11,7 @@ import torch
 from adaptify import artifact
 from adaptify.data import Split
 from adaptify.errors import TargetError
+from adaptify.graph.sites import nodes_between
 from adaptify.methods import GateFit
 from adaptify.pipeline import folder
 from adaptify.pipeline.gate_samples import samples_part
@@ -88,7 +89,7 @@ def conclude_gates(fitted: GateFit, model: GatedModel, job: Job) -> Report:
                 if written.per_sample
                 else None,
             },
-            "layers": layer_rows(written, torch.zeros(1, dtype=torch.int64)),
+            "layers": layer_rows(written, _runs_by_gates(written, found)),
             "timing": {
                 **fitted.timing,
                 "evaluation_s": found.seconds,
@@ -123,6 +124,16 @@ def _checked(written: GatedModel, job: Job) -> SkippingModel:
             "This is a bug in adaptify, or an operation whose result depends on the batch: please report it.",
         )
     return fast
+
+
+def _runs_by_gates(model: GatedModel, found: GateRecords) -> dict[str, float]:
+    """Name of a node -> share of the samples for which the branch that it is in runs."""
+    runs: dict[str, float] = {}
+    for site, share in zip(model.sites, found.site_open, strict=True):
+        if site.position == "layer" and site.block is not None:
+            branch = nodes_between(model.traced.node(site.block.source), model.traced.node(site.block.branch))
+            runs |= {node.name: _fraction(share) for node in branch if node.name not in model.whole}
+    return runs
 
 
 def _gating(model: GatedModel, found: GateRecords, fitted: GateFit) -> dict[str, Any]:

@@ -212,7 +212,7 @@ def _prune(recipe: Recipe, opened: Opened, context: FitContext, started: float) 
             "macs_per_sample": {"mean": macs, "median": macs, "p95": macs},
             "training": training_part(recipe.train.model_dump(mode="json"), history) if history else None,
             "pruning": pruning_part(recipe, network, pruned) | {"device": str(device)},
-            "layers": layer_rows(written, torch.zeros(1, dtype=torch.int64)),
+            "layers": layer_rows(written),
             "timing": {
                 **pruned.timing,
                 "prune_s": time.perf_counter() - started,

@@ -69,7 +69,7 @@ def build_report(
             "p95": float(macs.quantile(0.95, interpolation="higher")),
         },
         "frontier": plan.frontier["points"] if plan.frontier else [],
-        "layers": layer_rows(model, evaluation.exit_index),
+        "layers": layer_rows(model, _runs_by_exits(model, evaluation.exit_index)),
         "classes_per_exit": [
             torch.bincount(evaluation.labels[evaluation.exit_index == index], minlength=len(classes)).tolist()
             for index in range(len(names))
@@ -158,10 +158,14 @@ def training_part(options: Mapping[str, Any], history: History) -> dict[str, Any
     }
 
 
-def layer_rows(model: Adapted, exit_index: Tensor) -> list[dict[str, Any]]:
-    """Every node with MACs or parameters, and the mean share of samples that run it."""
-    ends = {item.site.node for item in model.exits} if isinstance(model, AdaptiveModel) else set()
-    passed = 0
+def layer_rows(model: Adapted, runs: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
+    """Every node with MACs or parameters, and the mean share of samples that run it.
+
+    Args:
+        model: The network.
+        runs: Name of a node -> that share, for nodes that not all samples run.
+    """
+    runs = runs or {}
     rows = []
     for node in model.traced.graph.nodes:
         parameters = _parameters(model.traced.root, node)
@@ -174,12 +178,21 @@ def layer_rows(model: Adapted, exit_index: Tensor) -> list[dict[str, Any]]:
                     "shape": list(node.meta["shape"][1:]),
                     "parameters": parameters,
                     "macs": macs,
-                    "executed": float((exit_index >= passed).double().mean()),
+                    "executed": runs.get(node.name, 1.0),
                 }
             )
-        if node.name in ends:
-            passed += 1
     return rows
+
+
+def _runs_by_exits(model: AdaptiveModel, exit_index: Tensor) -> dict[str, float]:
+    """Name of a node -> share of the samples that have not left before it."""
+    ends = {item.site.node for item in model.exits}
+    passed = 0
+    runs = {}
+    for node in model.traced.graph.nodes:
+        runs[node.name] = float((exit_index >= passed).double().mean())
+        passed += node.name in ends
+    return runs
 
 
 def _parameters(root: nn.Module, node: fx.Node) -> int:

@@ -190,3 +190,13 @@ def test_options_that_make_no_sense_are_refused(home: Path, cli: Cli) -> None:
     assert cli(*words, "train.ste=cubic").code == 3
     assert cli(*words, "gates.pool=0").code == 3
     assert cli("prune", "digits.pt", "--data", "digits", "--method", "sgad", "-t", "0.5").code == 2
+
+
+def test_what_layers_run_adds_up_to_the_macs(home: Path, cli: Cli) -> None:
+    words = ["digits.pt", "--data", "digits", "--method", "gumbel", "gates.kind=dependent"]
+    shares = ["gates.granularity=layer", "gates.open_probability=0.6", "train.epochs=1"]
+    assert cli("retrofit", *words, *shares, "train.target=0.6", *QUICK, "-o", "layers").code == 0
+    report = read_report(Path("layers"))
+    taken = sum(layer["macs"] * layer["executed"] for layer in report["layers"])
+    assert taken + report["gating"]["gate_macs"] == pytest.approx(report["after"]["macs"], rel=1e-6)
+    assert any(layer["executed"] < 1 for layer in report["layers"])
