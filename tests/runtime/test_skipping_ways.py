@@ -114,8 +114,8 @@ def test_programs_for_some_channels_are_built_where_they_pay() -> None:
         for _ in range(5):
             for fast in (cheap, dear):
                 fast.decide(images_for(model, 3), forced(model, gates))
-    assert [block.programs_built for block in cheap.blocks] == [0] * 4
-    assert [block.programs_built for block in dear.blocks] == [1] * 4
+    assert [len(block.book) for block in cheap.blocks] == [0] * 4
+    assert [len(block.book) for block in dear.blocks] == [1] * 4
 
 
 def test_a_program_that_was_built_is_run_instead_of_the_whole() -> None:
