@@ -24,6 +24,7 @@ from torch.func import functional_call
 from adaptify.graph.adapters import adapter
 from adaptify.graph.channels import Channels
 from adaptify.graph.gate_sites import GateSite
+from adaptify.graph.grouping import Member
 from adaptify.graph.trace import Traced
 
 Decide = Callable[[Tensor], Tensor]
@@ -151,9 +152,7 @@ class _Insertion:
         assert self.channels is not None
         gate_of = torch.tensor(site.gate_of(), dtype=torch.int64)
         gate_of = torch.where(gate_of > 0, gate_of + start, gate_of)
-        for member in self.channels.group(site.name).of_kind("read"):
-            if getattr(self.root.get_submodule(member.target), "groups", 1) > 1:
-                continue
+        for member in masked_readers(self.channels, site.name):
             width = len(self.channels.propagation.uses["read", member.target].labels)
             table = tables.setdefault(member.target, torch.zeros(width, dtype=torch.int64))
             table[member.positions] = gate_of.unsqueeze(1)
@@ -216,6 +215,16 @@ class _Insertion:
             user.replace_input_with(value, scaled)
         else:
             value.replace_all_uses_with(scaled, delete_user_cb=lambda other: other is not scaled)
+
+
+def masked_readers(channels: Channels, group: str) -> list[Member]:
+    """Return the layers at whose inputs the channels of a group are masked: grouped convolutions pass on."""
+    root = channels.traced.root
+    return [
+        member
+        for member in channels.group(group).of_kind("read")
+        if getattr(root.get_submodule(member.target), "groups", 1) == 1
+    ]
 
 
 def _apply(decide: Decide, odds: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from adaptify.errors import ModelError
 from adaptify.graph.channels import Channels, find_channels
 from adaptify.graph.gate_cost import GateCost
 from adaptify.graph.gate_sites import GateSite
-from adaptify.graph.gating import insert_masks, slices_of
+from adaptify.graph.gating import insert_masks, masked_readers, slices_of
 from adaptify.graph.leftovers import is_relu, tidy
 from adaptify.graph.pieces import without_branch
 from adaptify.graph.program import compile_graph
@@ -102,7 +102,7 @@ class Programs:
             gates=np.array(gates, np.int64),
             share=self.share(opened),
             full=_compiled(small, self._device),
-            build_masked=partial(_masked_again, small, tuple(sites), self._device),
+            build_masked=partial(_masked_again, small, self._channels, tuple(sites), self._device),
         )
 
     @cached_property
@@ -137,7 +137,8 @@ class Narrow:
     def masked(self) -> Callable[[Tensor, Tensor], Tensor] | None:
         """The same scaled by gates, those that it has: (N, ...), (N, len(gates)) -> (N, ...).
 
-        None where a part of the branch reads nothing any more: constants have taken its place.
+        None where it cannot be masked as the whole block is: constants have taken the place of a part of the
+        branch, or a convolution that was grouped has a single group left.
         """
         return self.build_masked()
 
@@ -164,16 +165,24 @@ def _masked(
 
 
 def _masked_again(
-    small: Traced, sites: Sequence[GateSite], device: torch.device
+    small: Traced, whole: Channels, sites: Sequence[GateSite], device: torch.device
 ) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """The program of a part of a block under masks; None where what a site masks is no longer computed."""
+    """The program of a part of a block under masks; None where they would lie elsewhere than in the whole."""
     channels = find_channels(small) if any(site.position != "layer" for site in sites) else None
-    nodes = {node.name for node in small.graph.nodes}
+    nodes = {node.name: node for node in small.graph.nodes}
     for site in sites:
         if site.position == "layer":
-            is_there = site.block is not None and site.block.branch in nodes
+            is_same = site.block is not None and site.block.branch in nodes
         else:
-            is_there = channels is not None and site.name in channels.by_name
-        if not is_there:
+            is_same = (
+                channels is not None
+                and site.name in channels.by_name
+                and _readers(channels, site.name) == _readers(whole, site.name)
+            )
+        if not is_same:
             return None
     return _masked(small, channels, sites, device)
+
+
+def _readers(channels: Channels, group: str) -> set[str]:
+    return {member.target for member in masked_readers(channels, group)}
