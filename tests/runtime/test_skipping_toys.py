@@ -131,3 +131,40 @@ def test_images_stay_as_they_are_and_skipping_is_masking(name: str, kind: str) -
                         assert torch.equal(images, before)
                         wanted = model.decide(before.clone(), forced(model, opened)).logits
                         assert row_difference(found, wanted) <= 1e-5
+
+
+class Grouped(nn.Module):
+    """x + f(x) with a convolution of some groups inside; its offsets are not 0."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 1)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.outer(torch.relu(self.grouped(torch.relu(self.inner(x)))))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_a_program_in_which_a_single_group_is_left_is_masked_as_the_whole(groups: int) -> None:
+    """A convolution with one group reads its channels, and one with more passes them on."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 4, 1), Grouped(groups), Grouped(groups), *head())
+    model = place(traced_net(net, (4, 8, 8)), "saliences")
+    fast = SkippingModel(model, CPU)
+    set_cost(fast, WAYS["narrow"])
+    count = sum(site.gates for site in model.sites) // 2
+    images = images_for(model, 3)
+
+    def gates(*opened: int, scale: float = 1.0) -> Tensor:
+        """The layers and some of their channels."""
+        mask = torch.zeros(count)
+        mask[[0, *opened]] = 1.0
+        mask[list(opened)] *= scale
+        return mask.repeat(3, 2)
+
+    with torch.inference_mode():
+        for opened in (gates(1), gates(1), gates(1, scale=0.5), gates(), gates(1, 2), gates(2), gates(1)):
+            wanted = model.decide(images, forced(model, opened)).logits
+            found = fast.decide(images, forced(model, opened)).logits
+            assert row_difference(found, wanted) <= 1e-5

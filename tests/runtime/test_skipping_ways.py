@@ -134,3 +134,15 @@ def test_a_program_that_was_built_is_run_instead_of_the_whole() -> None:
             block.programs.full = fail
             vars(block.programs)["masked"] = fail
         fast.decide(images, forced(model, gates))
+
+
+def test_warming_up_builds_what_saves_anything_and_only_then() -> None:
+    model = place(cifar(), "channels")
+    fast = SkippingModel(model, CPU)
+    set_cost(fast, BlockCost(0.0, 1e-9, 0.0))
+    gates, other = half_open(model, 3), 1 - half_open(model, 3)
+    with torch.inference_mode():
+        fast.warm_up(images_for(model, 3), forced(model, gates))
+        assert [len(block.book) for block in fast.blocks] == [1] * 4
+        fast.decide(images_for(model, 3), forced(model, other))
+    assert [len(block.book) for block in fast.blocks] == [1] * 4
