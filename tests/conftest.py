@@ -17,6 +17,12 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is measured in tests stays out of the user's cache."""
+    os.environ["ADAPTIFY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:
     """A folder `shared` beside the repository with real checkpoints and images; skips where there is none."""

@@ -32,9 +32,7 @@ from adaptify.graph.slicing import slice_modules
 from adaptify.graph.trace import Traced
 
 
-def remove_channels(
-    channels: Channels, keep: Mapping[str, Tensor], *, keep_adapters: bool = False
-) -> Traced:
+def remove_channels(channels: Channels, keep: Mapping[str, Tensor], *, keep_adapters: bool = False) -> Traced:
     """Return the network with only the channels that `keep` (group name -> (size,) bool) leaves.
 
     It computes what `masking.mask_channels` computes, in evaluation mode, with layers that are physically

@@ -160,7 +160,6 @@ class Sgad(GatingMethod):
             timing={"training_s": time.perf_counter() - started},
         )
 
-
     def _guide(self, classes: int, data: Data, context: FitContext) -> GuideNet:
         """A guide with a head start."""
         with torch.random.fork_rng(devices=()):
