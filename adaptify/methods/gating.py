@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import torch
+import time
+from collections.abc import Callable, Mapping
 
+import torch
+from torch import nn
+
+from adaptify.data import Data
 from adaptify.graph.gate_sites import GateSite
 from adaptify.graph.program import compile_graph
+from adaptify.methods.base import FitContext, GateFit
 from adaptify.plan import GatePlace
 from adaptify.runtime.gated import GatedModel
-from adaptify.training.objective import Distillation
-from adaptify.training.options import Distill
+from adaptify.training.gate_records import GateRecords, observe_gates
+from adaptify.training.history import Validation
+from adaptify.training.loop import train
+from adaptify.training.objective import Distillation, Objective
+from adaptify.training.optimizer import GateParameters
+from adaptify.training.options import Distill, LoopOptions
 
 
 def gate_place(site: GateSite) -> GatePlace:
@@ -34,3 +44,69 @@ def distil_from_backbone(
     root = backbone.with_own_tensors().root.to(device).eval().requires_grad_(False)
     run = compile_graph(backbone.graph)
     return Distillation(lambda images: run(root, images), options.weight, options.temperature)
+
+
+def train_gates(
+    model: GatedModel,
+    data: Data,
+    options: LoopOptions,
+    objective: Objective,
+    gates: GateParameters,
+    context: FitContext,
+    *,
+    is_eligible: Callable[[GateRecords], bool],
+    companion: nn.Module | None = None,
+    observe: Callable[[GateRecords], Mapping[str, float]] | None = None,
+) -> GateFit:
+    """Train a network and its gates together, and see after each epoch what gates do to held-out samples.
+
+    Args:
+        model: The network, trained in place.
+        data: The images.
+        options: Of the loop.
+        objective: What is minimised.
+        gates: The parameters of the gates.
+        context: Where and how to train.
+        is_eligible: Whether an epoch that gave these records may be the best one.
+        companion: Trained beside the network; see `train`.
+        observe: Further figures of an epoch.
+    """
+    started = time.perf_counter()
+    epochs: list[GateRecords] = []
+
+    def validate(network: nn.Module) -> Validation:
+        seen = observe_gates(model, data.holdout, batch_size=context.batch_size, device=context.device)
+        epochs.append(seen)
+        return Validation(seen.accuracy, seen.kept, eligible=is_eligible(seen))
+
+    history = train(
+        model,
+        data,
+        options,
+        objective=objective,
+        device=context.device,
+        seed=context.seed,
+        folder=context.folder,
+        gates=gates,
+        companion=companion,
+        validate=validate,
+        observe=lambda epoch, network: observe(epochs[-1]) if observe is not None else {},
+        progress=context.progress,
+    )
+    return GateFit(
+        history=history,
+        activity=tuple(seen.site_probabilities for seen in epochs),
+        timing={"training_s": time.perf_counter() - started},
+    )
+
+
+def with_gate_rate(options: LoopOptions, rate: float, gates: int, images: int) -> LoopOptions:
+    """The options with the learning rate `rate * gates / steps` for gates, unless they have one.
+
+    What pulls at a gate is shared by all of them, and there are only so many steps to get from open to
+    closed: the rate that brings a gate there grows as their number and falls as the steps.
+    """
+    steps = options.epochs * images // (options.batch_size * options.accumulate)
+    if options.gate_lr is not None or not steps:
+        return options
+    return options.model_copy(update={"gate_lr": rate * gates / steps})

@@ -7,10 +7,8 @@ and say what the network can do without (pruning); those that look at the sample
 
 from __future__ import annotations
 
-import time
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from adaptify.data import Data
@@ -22,13 +20,11 @@ from adaptify.graph.gate_sites import POSITIONS, GateSite, find_channel_sites, f
 from adaptify.graph.sites import BlockSite, find_blocks
 from adaptify.graph.trace import Traced
 from adaptify.methods.base import FitContext, GateFit, GatingMethod, Section, register
-from adaptify.methods.gating import distil_from_backbone, gate_place
+from adaptify.methods.gating import distil_from_backbone, gate_place, train_gates, with_gate_rate
 from adaptify.plan import DecoupleBlocks, PlaceGates, Step
 from adaptify.runtime.gated import GatedModel
 from adaptify.training.gate_loss import GateObjective, Measure, Target, TargetSchedule
-from adaptify.training.gate_records import observe_gates
-from adaptify.training.history import Validation
-from adaptify.training.loop import train
+from adaptify.training.gate_records import GateRecords
 from adaptify.training.optimizer import GateParameters
 from adaptify.training.options import LoopOptions
 
@@ -155,7 +151,6 @@ class Gumbel(GatingMethod):
 
     def fit(self, model: GatedModel, data: Data, context: FitContext) -> GateFit:
         """Train the network and its gates together, towards the target."""
-        started = time.perf_counter()
         cost = model.gate_cost
         if self.train.measure == "macs":
             cost.check_target(self.train.target)
@@ -168,41 +163,17 @@ class Gumbel(GatingMethod):
             label_smoothing=self.train.label_smoothing,
             distillation=distil_from_backbone(self.train.distill, model, context.device),
         )
-        activity: list[tuple[float, ...]] = []
 
-        def validate(network: torch.nn.Module) -> Validation:
-            seen = observe_gates(model, data.holdout, batch_size=context.batch_size, device=context.device)
-            activity.append(seen.site_probabilities)
+        def reached(seen: GateRecords) -> bool:
             # Before the target is reached, accuracy is that of a larger network.
-            reached = self.train.measure != "macs" or seen.kept <= self.train.target * 1.01
-            return Validation(seen.accuracy, seen.kept, eligible=reached)
+            return self.train.measure != "macs" or seen.kept <= self.train.target * 1.01
 
-        history = train(
+        return train_gates(
             model,
             data,
-            self._with_gate_lr(cost.gates, len(data.train)),
-            objective=objective,
-            device=context.device,
-            seed=context.seed,
-            folder=context.folder,
-            gates=GateParameters(model.gate_parameters, cost.gates),
-            validate=validate,
-            progress=context.progress,
+            with_gate_rate(self.train, _GATE_RATE, cost.gates, len(data.train)),
+            objective,
+            GateParameters(model.gate_parameters, cost.gates),
+            context,
+            is_eligible=reached,
         )
-        return GateFit(
-            history=history,
-            activity=tuple(activity),
-            timing={"training_s": time.perf_counter() - started},
-        )
-
-    def _with_gate_lr(self, gates: int, images: int) -> LoopOptions:
-        """The settings with a learning rate for the gates.
-
-        The target pulls at a gate with a force that shrinks as 1 / G, and the gate has as many steps as there
-        are to come from open to closed: the rate that brings it there grows as G and falls as the steps.
-        """
-        settings = self.train
-        steps = settings.epochs * images // (settings.batch_size * settings.accumulate)
-        if settings.gate_lr is not None or not steps:
-            return settings
-        return settings.model_copy(update={"gate_lr": _GATE_RATE * gates / steps})

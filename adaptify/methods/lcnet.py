@@ -7,12 +7,10 @@ computed.
 
 from __future__ import annotations
 
-import time
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import nn
 
 from adaptify.data import Data
 from adaptify.errors import ModelError
@@ -23,13 +21,11 @@ from adaptify.graph.gate_sites import GateSite, find_first_layer_sites, find_lay
 from adaptify.graph.sites import find_blocks
 from adaptify.graph.trace import Traced
 from adaptify.methods.base import FitContext, GateFit, GatingMethod, Section, register
-from adaptify.methods.gating import distil_from_backbone, gate_place
+from adaptify.methods.gating import distil_from_backbone, gate_place, train_gates, with_gate_rate
 from adaptify.plan import PlaceSaliences, Step
 from adaptify.runtime.gated import GatedModel
 from adaptify.training.gate_loss import Target, TargetSchedule
-from adaptify.training.gate_records import observe_gates
-from adaptify.training.history import Validation
-from adaptify.training.loop import train
+from adaptify.training.gate_records import GateRecords
 from adaptify.training.optimizer import GateParameters
 from adaptify.training.options import LoopOptions
 from adaptify.training.salience_loss import SalienceObjective
@@ -115,7 +111,6 @@ class LcNet(GatingMethod):
 
     def fit(self, model: GatedModel, data: Data, context: FitContext) -> GateFit:
         """Train the network and its saliences together."""
-        started = time.perf_counter()
         cost, settings = model.gate_cost, self.train
         if settings.target is not None:
             cost.check_target(settings.target)
@@ -129,41 +124,17 @@ class LcNet(GatingMethod):
             label_smoothing=settings.label_smoothing,
             distillation=distil_from_backbone(settings.distill, model, context.device),
         )
-        activity: list[tuple[float, ...]] = []
 
-        def validate(network: nn.Module) -> Validation:
-            seen = observe_gates(model, data.holdout, batch_size=context.batch_size, device=context.device)
-            activity.append(seen.site_probabilities)
+        def reached(seen: GateRecords) -> bool:
             # Before the target is reached, accuracy is that of a larger network.
-            reached = settings.target is None or seen.kept <= settings.target * _REACHED
-            return Validation(seen.accuracy, seen.kept, eligible=reached)
+            return settings.target is None or seen.kept <= settings.target * _REACHED
 
-        history = train(
+        return train_gates(
             model,
             data,
-            self._with_gate_lr(cost.gates, len(data.train)),
-            objective=objective,
-            device=context.device,
-            seed=context.seed,
-            folder=context.folder,
-            gates=GateParameters(model.gate_parameters, cost.gates),
-            validate=validate,
-            progress=context.progress,
+            with_gate_rate(self.train, _GATE_RATE, cost.gates, len(data.train)),
+            objective,
+            GateParameters(model.gate_parameters, cost.gates),
+            context,
+            is_eligible=reached,
         )
-        return GateFit(
-            history=history,
-            activity=tuple(activity),
-            timing={"training_s": time.perf_counter() - started},
-        )
-
-    def _with_gate_lr(self, gates: int, images: int) -> LoopOptions:
-        """The settings with a learning rate for the saliences.
-
-        The L1 norm pulls at each with a force that shrinks as 1 / K, in only so many steps: the rate
-        that brings it down in time grows as K and falls as the steps.
-        """
-        settings = self.train
-        steps = settings.epochs * images // (settings.batch_size * settings.accumulate)
-        if settings.gate_lr is not None or not steps:
-            return settings
-        return settings.model_copy(update={"gate_lr": _GATE_RATE * gates / steps})

@@ -7,7 +7,7 @@ needed in training only.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from pydantic import Field
@@ -22,12 +22,11 @@ from adaptify.graph.gate_sites import find_layer_sites
 from adaptify.graph.sites import find_blocks
 from adaptify.graph.trace import Traced
 from adaptify.methods.base import FitContext, GateFit, GatingMethod, Section, register
-from adaptify.methods.gating import distil_from_backbone, gate_place
+from adaptify.methods.gating import distil_from_backbone, gate_place, train_gates
 from adaptify.plan import PlaceMaskNet, Step
 from adaptify.runtime.gated import GatedModel
-from adaptify.training.gate_records import observe_gates
+from adaptify.training.gate_records import GateRecords
 from adaptify.training.guided_loss import GuidedObjective, wanted_drop
-from adaptify.training.history import Validation
 from adaptify.training.loop import train
 from adaptify.training.objective import Classification
 from adaptify.training.optimizer import GateParameters
@@ -129,36 +128,24 @@ class Sgad(GatingMethod):
             label_smoothing=settings.label_smoothing,
             distillation=distil_from_backbone(settings.distill, model, context.device),
         )
-        activity: list[tuple[float, ...]] = []
-        drops: list[Mapping[str, float]] = []
+        wanted: list[float] = []
 
-        def validate(network: nn.Module) -> Validation:
-            seen = observe_gates(model, data.holdout, batch_size=context.batch_size, device=context.device)
-            activity.append(seen.site_probabilities)
-            wanted = mean_wanted_drop(guide, data.holdout, settings.max_drop, context)
-            true = sum(1 - share for share in seen.site_open) / (len(seen.site_open) + 1)
-            drops.append({"drop.wanted": wanted, "drop.true": true})
-            return Validation(seen.accuracy, seen.kept, eligible=true >= _REACHED * wanted)
+        def has_reached(seen: GateRecords) -> bool:
+            wanted.append(mean_wanted_drop(guide, data.holdout, settings.max_drop, context))
+            return _true_drop(seen) >= _REACHED * wanted[-1]
 
-        history = train(
+        fit = train_gates(
             model,
             data,
             settings,
-            objective=objective,
-            device=context.device,
-            seed=context.seed,
-            folder=context.folder,
-            gates=GateParameters(model.gate_parameters),
+            objective,
+            GateParameters(model.gate_parameters),
+            context,
+            is_eligible=has_reached,
             companion=guide,
-            validate=validate,
-            observe=lambda epoch, network: drops[-1],
-            progress=context.progress,
+            observe=lambda seen: {"drop.wanted": wanted[-1], "drop.true": _true_drop(seen)},
         )
-        return GateFit(
-            history=history,
-            activity=tuple(activity),
-            timing={"training_s": time.perf_counter() - started},
-        )
+        return replace(fit, timing={"training_s": time.perf_counter() - started})
 
     def _guide(self, classes: int, data: Data, context: FitContext) -> GuideNet:
         """A guide with a head start."""
@@ -183,6 +170,11 @@ class Sgad(GatingMethod):
             progress=context.progress,
         )
         return guide
+
+
+def _true_drop(seen: GateRecords) -> float:
+    """The fraction of all blocks that gates closed: a mean over samples; the last block has no gate."""
+    return sum(1 - share for share in seen.site_open) / (len(seen.site_open) + 1)
 
 
 @torch.inference_mode()

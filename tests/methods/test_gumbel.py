@@ -19,6 +19,7 @@ from adaptify.freeze import freeze
 from adaptify.graph.cost import CostModel
 from adaptify.graph.trace import trace
 from adaptify.methods import FitContext, GateFit, find_method
+from adaptify.methods.gating import with_gate_rate
 from adaptify.methods.gumbel import Gates, Gumbel, Train
 from adaptify.models.cifar_resnet import CifarResNet
 from adaptify.models.registry import resolve
@@ -151,7 +152,7 @@ def test_gates_have_a_decay_and_a_rate_of_their_own(network: nn.Module) -> None:
     model = assemble(traced, method.place(traced, CostModel(traced), 10))
     assert isinstance(model, GatedModel)
     count = model.gate_cost.gates
-    settings = method._with_gate_lr(count, 640)
+    settings = with_gate_rate(method.train, 4.0, count, 640)
     groups = parameter_groups(model, settings, GateParameters(model.gate_parameters, count))
     by_id = {id(parameter): group for group in groups for parameter in group["params"]}
     mine = {id(parameter) for parameter in model.gate_parameters}
@@ -166,7 +167,7 @@ def test_gates_have_a_decay_and_a_rate_of_their_own(network: nn.Module) -> None:
 def test_the_rate_of_gates_suits_their_number_and_the_length_of_the_run() -> None:
     def rate(gates: int, images: int, **train: Any) -> float | None:
         options = Train.model_validate({"epochs": 10, "batch_size": 64, **train})
-        return Gumbel(Gates(), options)._with_gate_lr(gates, images).gate_lr
+        return with_gate_rate(options, 4.0, gates, images).gate_lr
 
     base = rate(100, 6400)
     assert base is not None
