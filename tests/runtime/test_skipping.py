@@ -27,6 +27,8 @@ from adaptify.runtime.skipping.model import SkippingModel
 # Where each row costs this much less than moving it, all rows are run.
 NEVER_MOVE = BlockCost(fixed=0.0, row=1e-4, move=1.0)
 
+TOLERANCE = 1e-5
+
 
 def scenes(model: GatedModel, rows: int) -> list[Tensor]:
     """Gates that come one batch after the other: the second finds programs built, and the third is served
@@ -44,9 +46,10 @@ def scenes(model: GatedModel, rows: int) -> list[Tensor]:
     ]
 
 
-def check(model: GatedModel, costs: list[BlockCost], batches: tuple[int, ...] = (1, 2, 7)) -> None:
-    """Hold the fast form against the network under masks."""
+def worst(model: GatedModel, costs: list[BlockCost], batches: tuple[int, ...] = (1, 2, 7)) -> float:
+    """Hold the fast form against the network under masks: the largest difference of a row, relative."""
     fast = SkippingModel(model, CPU)
+    differences = []
     with torch.inference_mode():
         for cost in costs:
             set_cost(fast, cost)
@@ -57,35 +60,39 @@ def check(model: GatedModel, costs: list[BlockCost], batches: tuple[int, ...] = 
                 for gates in scenes(model, rows):
                     wanted = model.decide(images, forced(model, gates))
                     found = fast.decide(images, forced(model, gates))
-                    assert row_difference(found.logits, wanted.logits) <= 1e-5
+                    differences.append(row_difference(found.logits, wanted.logits))
                     assert torch.equal(found.gates, gates)
                     torch.testing.assert_close(found.odds, wanted.odds, rtol=1e-4, atol=1e-4)
                     earlier.append((found.logits, found.logits.clone()))
                 assert torch.equal(images, before)
                 # No later batch wrote over what an earlier one was given.
                 assert all(torch.equal(mine, copy) for mine, copy in earlier)
+    return max(differences)
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_skipping_is_masking(kind: str, way: str) -> None:
-    check(place(cifar(), kind), [WAYS[way]], (1, 2, 7) if way != "narrow" else (1, 7))
+    assert worst(place(cifar(), kind), [WAYS[way]], (1, 2, 7) if way != "narrow" else (1, 7)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["masks", "all channels", "saliences"])
 def test_skipping_is_masking_where_shortcuts_have_no_weights(kind: str) -> None:
-    check(place(cifar("A"), kind), [NEVER_MOVE, *WAYS.values()], (3,))
+    assert worst(place(cifar("A"), kind), [NEVER_MOVE, *WAYS.values()], (3,)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["masks", "saliences"])
 def test_skipping_is_masking_in_large_batches(kind: str) -> None:
-    check(place(cifar(blocks=1, size=8), kind), [NEVER_MOVE, WAYS["together"], WAYS["apart"]], (64,))
+    assert (
+        worst(place(cifar(blocks=1, size=8), kind), [NEVER_MOVE, WAYS["together"], WAYS["apart"]], (64,))
+        <= TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("kind", ["masks", "saliences"])
 def test_skipping_is_masking_behind_squeeze_and_excitation(kind: str, build_family) -> None:
     family = GatedFamily(build_family("mobilenet_v3_small"))
-    check(place(family.traced, kind, family.cost), [WAYS["apart"]], (3,))
+    assert worst(place(family.traced, kind, family.cost), [WAYS["apart"]], (3,)) <= TOLERANCE
 
 
 @pytest.mark.slow
@@ -97,7 +104,7 @@ def test_skipping_is_masking_over_the_families(gated_family: GatedFamily, kind: 
         model = place(gated_family.traced, kind, gated_family.cost)
     except ModelError as error:
         pytest.skip(str(error))
-    check(model, list(WAYS.values()), (1, 3))
+    assert worst(model, list(WAYS.values()), (1, 3)) <= TOLERANCE
 
 
 def test_the_network_that_it_was_made_of_stays_as_it_is() -> None:
