@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -88,7 +88,11 @@ class GateFit(Fit):
     activity: tuple[tuple[float, ...], ...]
 
 
-class Method(ABC):
+GatesT = TypeVar("GatesT", bound=Section)
+TrainT = TypeVar("TrainT", bound=Section)
+
+
+class Method(ABC, Generic[GatesT, TrainT]):
     """A way to make a network spend less.
 
     Attributes:
@@ -103,12 +107,13 @@ class Method(ABC):
     Gates: ClassVar[type[Section]]
     Train: ClassVar[type[Section]]
 
-    @abstractmethod
     def __init__(self, gates: Section, train: Section) -> None:
-        """Take the options of both sections."""
+        """Take the options of the recipe's `gates` and `train` sections."""
+        self.gates = cast(GatesT, self.Gates.model_validate(gates.model_dump()))
+        self.train = cast(TrainT, self.Train.model_validate(train.model_dump()))
 
 
-class GatingMethod(Method):
+class GatingMethod(Method[GatesT, TrainT]):
     """A method that puts gates into a network and trains them."""
 
     @abstractmethod
@@ -125,7 +130,7 @@ class GatingMethod(Method):
         """Train the network that `assembly.assemble` makes of the steps of `place`, in place."""
 
 
-class JudgingMethod(Method):
+class JudgingMethod(Method[GatesT, TrainT]):
     """A method that judges the channels of a network as it is."""
 
     @property
@@ -151,8 +156,8 @@ class JudgingMethod(Method):
         """
 
 
-_METHODS: dict[str, type[Method]] = {}
-_AnyMethod = TypeVar("_AnyMethod", bound=type[Method])
+_METHODS: dict[str, type[Method[Any, Any]]] = {}
+_AnyMethod = TypeVar("_AnyMethod", bound=type[Method[Any, Any]])
 
 
 def register(method: _AnyMethod) -> _AnyMethod:
@@ -166,7 +171,7 @@ def method_names() -> tuple[str, ...]:
     return tuple(sorted(_METHODS))
 
 
-def find_method(name: str) -> type[Method]:
+def find_method(name: str) -> type[Method[Any, Any]]:
     """Return the method called `name`.
 
     Raises:

@@ -70,18 +70,13 @@ class Train(Section):
 
 
 @register
-class DGate(GatingMethod):
+class DGate(GatingMethod[Gates, Train]):
     """Early exits trained as linear classifiers on pooled features of a frozen network."""
 
     name = "dgate"
     summary = "early exits with hinge loss on a frozen backbone"
     Gates = Gates
     Train = Train
-
-    def __init__(self, gates: Section, train: Section) -> None:
-        """Take the options of the recipe's `gates` and `train` sections."""
-        self.gates = Gates.model_validate(gates.model_dump())
-        self.train = Train.model_validate(train.model_dump())
 
     @property
     def score(self) -> str:

@@ -88,18 +88,13 @@ class Train(LoopOptions):
 
 
 @register
-class Gumbel(GatingMethod):
+class Gumbel(GatingMethod[Gates, Train]):
     """On-off gates, sampled in training, that close channels or residual branches."""
 
     name = "gumbel"
     summary = "stochastic gates that close channels or layers, for all samples or for each"
     Gates = Gates
     Train = Train
-
-    def __init__(self, gates: Section, train: Section) -> None:
-        """Take the options of the recipe's `gates` and `train` sections."""
-        self.gates = Gates.model_validate(gates.model_dump())
-        self.train = Train.model_validate(train.model_dump())
 
     def place(self, traced: Traced, cost: CostModel, classes: int) -> tuple[Step, ...]:
         """Put gates at every position that was asked for; residual blocks get channels of their own first."""

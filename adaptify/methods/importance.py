@@ -27,17 +27,13 @@ class Gates(Section):
 
 
 @register
-class Importance(JudgingMethod):
+class Importance(JudgingMethod[Gates, LoopOptions]):
     """Channels judged one by one, all over the network."""
 
     name = "importance"
     summary = "channels that seem to matter least, judged by their weights or gradients (prune only)"
     Gates = Gates
     Train = LoopOptions
-
-    def __init__(self, gates: Section, train: Section) -> None:
-        """Take the options of the recipe's `gates` section; `train` is for training on afterwards."""
-        self.gates = Gates.model_validate(gates.model_dump())
 
     @property
     def criterion(self) -> str:

@@ -71,18 +71,13 @@ class Train(LoopOptions):
 
 
 @register
-class LcNet(GatingMethod):
+class LcNet(GatingMethod[Gates, Train]):
     """Saliences that scale, or close, residual branches and their channels, sample by sample."""
 
     name = "lcnet"
     summary = "saliences that scale, or close, layers and channels for each sample"
     Gates = Gates
     Train = Train
-
-    def __init__(self, gates: Section, train: Section) -> None:
-        """Take the options of the recipe's `gates` and `train` sections."""
-        self.gates = Gates.model_validate(gates.model_dump())
-        self.train = Train.model_validate(train.model_dump())
 
     def place(self, traced: Traced, cost: CostModel, classes: int) -> tuple[Step, ...]:
         """Give every residual block its saliences, block by block."""

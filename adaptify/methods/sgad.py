@@ -80,18 +80,13 @@ class Train(LoopOptions):
 
 
 @register
-class Sgad(GatingMethod):
+class Sgad(GatingMethod[Gates, Train]):
     """Residual blocks that are skipped sample by sample, as one network decides in front of them all."""
 
     name = "sgad"
     summary = "one mask network decides which residual blocks each sample skips"
     Gates = Gates
     Train = Train
-
-    def __init__(self, gates: Section, train: Section) -> None:
-        """Take the options of the recipe's `gates` and `train` sections."""
-        self.gates = Gates.model_validate(gates.model_dump())
-        self.train = Train.model_validate(train.model_dump())
 
     def place(self, traced: Traced, cost: CostModel, classes: int) -> tuple[Step, ...]:
         """Let every residual block be skipped but the last, which always runs (section 4)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,7 +93,7 @@ def choose(
 
 
 def _judged(
-    recipe: Recipe, method: JudgingMethod, network: Network, data: Data | None, device: torch.device
+    recipe: Recipe, method: JudgingMethod[Any, Any], network: Network, data: Data | None, device: torch.device
 ) -> Pruned:
     assert recipe.prune.target is not None
     notes: list[str] = []
@@ -157,7 +158,7 @@ def plan_gates(recipe: Recipe, network: Network) -> tuple[GatedModel, tuple[Step
 
 def _learned(
     recipe: Recipe,
-    method: GatingMethod,
+    method: GatingMethod[Any, Any],
     network: Network,
     data: Data | None,
     context: FitContext | None,

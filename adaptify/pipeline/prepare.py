@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -102,12 +103,12 @@ def open_recipe_data(
     return data
 
 
-def make_method(recipe: Recipe) -> Method:
+def make_method(recipe: Recipe) -> Method[Any, Any]:
     """The method of a recipe with its options."""
     return find_method(recipe.method)(recipe.gates, recipe.train)
 
 
-def make_gating_method(recipe: Recipe) -> GatingMethod:
+def make_gating_method(recipe: Recipe) -> GatingMethod[Any, Any]:
     """The method of a recipe that puts gates into a network.
 
     Raises:
