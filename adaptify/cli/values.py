@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from adaptify.errors import UsageError
+from adaptify.runtime.budget import MOST, Budget
 
 NEVER = ("never", "none", "null", "inf")
+_PREFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
 
 
 def names(text: str | None, option: str) -> list[str] | None:
@@ -82,6 +84,29 @@ def thresholds(text: str | None, option: str) -> list[float | None] | None:
     parts = [part.strip() for part in text.split(",")]
     example = f"{option} 1.5,never"
     return [None if part.lower() in NEVER else _number(part, option, example) for part in parts]
+
+
+def macs_or_fraction(text: str | None, option: str) -> Budget | None:
+    """Read how much a sample may spend: a fraction of the network's MACs, or MACs with K, M or G behind.
+
+    Raises:
+        UsageError: It is neither.
+
+    >>> macs_or_fraction("0.5", "--budget"), macs_or_fraction("45M", "--budget")
+    (Budget(amount=0.5, absolute=False), Budget(amount=45000000.0, absolute=True))
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([KMG]?)\s*", text, re.IGNORECASE)
+    amount = float(found[1]) if found else 0.0
+    prefix = found[2].upper() if found else ""
+    # A plain number between a fraction and a thousand MACs is a slip: 45 for 0.45 or for 45M.
+    if amount <= 0 or (not prefix and MOST < amount < 1000):
+        raise UsageError(
+            f"{option} '{text.strip()}' is neither a fraction of the MACs nor a number of them",
+            f"Write {option} 0.6 to keep 60%, or {option} 45M for 45 million MACs a sample (K, M, G).",
+        )
+    return Budget(amount * _PREFIXES[prefix], absolute=bool(prefix) or amount > MOST)
 
 
 def json_object(text: str | None, option: str) -> dict[str, Any] | None:

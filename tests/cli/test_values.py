@@ -8,6 +8,7 @@ import pytest
 
 from adaptify.cli import values
 from adaptify.errors import UsageError
+from adaptify.runtime.budget import Budget
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
@@ -17,7 +18,15 @@ def test_the_examples_in_the_docstrings_hold() -> None:
 
 
 @pytest.mark.parametrize(
-    "read", [values.names, values.numbers, values.size, values.thresholds, values.json_object]
+    "read",
+    [
+        values.names,
+        values.numbers,
+        values.size,
+        values.thresholds,
+        values.macs_or_fraction,
+        values.json_object,
+    ],
 )
 def test_what_is_not_given_stays_not_given(read: Callable[[None, str], Any]) -> None:
     assert read(None, "--option") is None
@@ -37,6 +46,15 @@ def test_what_is_not_given_stays_not_given(read: Callable[[None, str], Any]) -> 
         (values.thresholds, "1,,2", "--option: '' is no number"),
         (values.thresholds, "1,nan", "--option: 'nan' is no number"),
         (values.thresholds, "-inf", "--option: '-inf' is no number"),
+        (values.macs_or_fraction, "", "--option '' is neither a fraction"),
+        (values.macs_or_fraction, "0", "--option '0' is neither a fraction"),
+        (values.macs_or_fraction, "0M", "--option '0M' is neither a fraction"),
+        (values.macs_or_fraction, "-0.5", "--option '-0.5' is neither a fraction"),
+        (values.macs_or_fraction, "45", "--option '45' is neither a fraction"),
+        (values.macs_or_fraction, "50%", "--option '50%' is neither a fraction"),
+        (values.macs_or_fraction, "nan", "--option 'nan' is neither a fraction"),
+        (values.macs_or_fraction, "4e7", "--option '4e7' is neither a fraction"),
+        (values.macs_or_fraction, "5T", "--option '5T' is neither a fraction"),
         (values.json_object, "{", "--option '{' is not JSON"),
         (values.json_object, "3", "--option '3' is no JSON object"),
     ],
@@ -51,6 +69,20 @@ def test_what_cannot_be_read_is_named(read: Callable[[str, str], Any], text: str
 @pytest.mark.parametrize("word", ["never", "Never", "inf", "null"])
 def test_an_exit_that_is_never_taken_has_many_names(word: str) -> None:
     assert values.thresholds(f"1, {word}", "--thresholds") == [1.0, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "absolute"),
+    [
+        (" .5 ", 0.5, False),
+        ("2", 2.0, False),
+        ("1000", 1000.0, True),
+        ("1.5 g", 1.5e9, True),
+        ("0.8K", 800.0, True),
+    ],
+)
+def test_a_budget_is_a_fraction_or_macs(text: str, amount: float, absolute: bool) -> None:
+    assert values.macs_or_fraction(text, "--budget") == Budget(amount, absolute)
 
 
 def test_only_what_was_given_comes_back() -> None:
