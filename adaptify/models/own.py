@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from torch import nn
 
 from adaptify.input_spec import InputSpec
-from adaptify.models import cifar_resnet
+from adaptify.models import cifar_resnet, msdnet
 from adaptify.models.source import Kwargs, call, with_channels
 
 # The public CIFAR checkpoints were trained with the mean and deviation of ImageNet.
 _CIFAR = InputSpec(height=32, width=32)
+_IMAGENET = InputSpec(resize=256)
 # Mean and deviation of the UCI digits, scaled to [0, 1].
 _DIGITS = InputSpec(channels=1, height=8, width=8, mean=(0.3053,), std=(0.3760,))
 
@@ -22,6 +23,13 @@ _NETWORKS = {
     "cifar_resnet56": (cifar_resnet.cifar_resnet56, _CIFAR),
     "cifar_resnet110": (cifar_resnet.cifar_resnet110, _CIFAR),
     "digits_resnet": (cifar_resnet.digits_resnet, _DIGITS),
+    "msdnet_cifar100_anytime": (msdnet.msdnet_cifar100_anytime, _CIFAR),
+    "msdnet_cifar100_batch4": (msdnet.msdnet_cifar100_batch4, _CIFAR),
+    "msdnet_cifar100_batch8": (msdnet.msdnet_cifar100_batch8, _CIFAR),
+    "msdnet_cifar100_batch12": (msdnet.msdnet_cifar100_batch12, _CIFAR),
+    "msdnet_imagenet_step4": (msdnet.msdnet_imagenet_step4, _IMAGENET),
+    "msdnet_imagenet_step7": (msdnet.msdnet_imagenet_step7, _IMAGENET),
+    "digits_msdnet": (msdnet.digits_msdnet, _DIGITS),
 }
 
 
@@ -48,8 +56,8 @@ class Own:
         return {}
 
     def variants(self, name: str) -> tuple[Kwargs, ...]:
-        """Both kinds of shortcut."""
-        return ({}, {"shortcut": "B"})
+        """Both kinds of shortcut, for a residual network."""
+        return ({}, {"shortcut": "B"}) if "resnet" in name else ({},)
 
     def training_only(self, name: str) -> Kwargs:
         """None."""
