@@ -33,7 +33,7 @@ class Budget:
         Raises:
             UsageError: It is no positive number, or a fraction of more than 2.
         """
-        if not (math.isfinite(self.amount) and 0 < self.amount and (self.absolute or self.amount <= MOST)):
+        if not (math.isfinite(self.amount) and self.amount > 0 and (self.absolute or self.amount <= MOST)):
             raise UsageError(
                 f"a budget of {self.amount:g} is no {'number' if self.absolute else 'fraction'} of MACs",
                 "Give the fraction to keep (0.6 keeps 60%), or the MACs for a sample (45M).",

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from adaptify.errors import UsageError
-from adaptify.training.frontier import Frontier, OperatingPoint
+from adaptify.runtime.frontier import Frontier, OperatingPoint
 from adaptify.training.threshold_search import ThresholdSearch
 
 __all__ = ["Frontier", "OperatingPoint", "evaluate_thresholds", "search_thresholds"]

@@ -1,4 +1,4 @@
-"""What accuracy a network with exits reaches at what cost, and the choice of one point of it."""
+"""What accuracy a network with gates reaches at what cost, and the choice of one point of it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ class OperatingPoint:
     """One vector of thresholds and what it gave on the samples it was evaluated on.
 
     Attributes:
-        thresholds: One threshold per exit, in the order of execution; `math.inf` never exits.
+        thresholds: One threshold per exit, in the order of execution; `math.inf` never exits. Gates that
+            close parts of the network have one threshold for all of them.
         accuracy: Top-1 accuracy, 0 to 1.
-        macs: Mean MACs per sample.
-        exit_shares: Share of the samples that left at each exit, and (last) at the output.
+        macs: Mean MACs per sample, gates included.
+        exit_shares: Share of the samples that left at each exit, and (last) at the output; empty for a
+            network without exits.
     """
 
     thresholds: tuple[float, ...]
     accuracy: float
     macs: float
-    exit_shares: tuple[float, ...]
+    exit_shares: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; a threshold that never exits is `null`."""
@@ -53,23 +55,27 @@ class OperatingPoint:
                 exit_shares=tuple(float(share) for share in value["exit_shares"]),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"not an operating point of exits: {value!r} ({error!r})") from error
+            raise ModelError(f"not an operating point: {value!r} ({error!r})") from error
 
 
 @dataclass(frozen=True)
 class Frontier:
-    """The accuracy / mean MACs frontier of a network with exits, on the calibration samples.
+    """The accuracy / mean MACs frontier of a network with gates, on the calibration samples.
 
     Attributes:
-        points: Ascending in MACs and in accuracy. The last one never exits early; it is always
-            there, and only it may be less accurate than a cheaper one.
-        base_accuracy: Accuracy of the network without exits, 0 to 1.
-        base_macs: MACs per sample of the network without exits.
+        points: Ascending in MACs and in accuracy. One point is always there, and only it may be less
+            accurate than a cheaper one: the last one, which never exits early; of gates, the one that they
+            were trained for.
+        base_accuracy: Accuracy of the network without gates, 0 to 1.
+        base_macs: MACs per sample of the network without gates.
+        policy: The policy whose thresholds those of a point replace, as JSON; None in older files, where it
+            is that of the plan.
     """
 
     points: tuple[OperatingPoint, ...]
     base_accuracy: float
     base_macs: float
+    policy: Mapping[str, Any] | None = None
 
     def choose(self, *, max_drop: float | None = None, max_macs: float | None = None) -> OperatingPoint:
         """Pick the point that serves a request best.
@@ -99,7 +105,7 @@ class Frontier:
                 raise TargetError(
                     f"no thresholds bring the mean MACs down to {max_macs:.1%} of the network's",
                     f"The cheapest point keeps {self._describe(nearest)}. "
-                    "Ask for more MACs, or put an exit earlier in the network.",
+                    "Ask for more MACs, put an exit earlier in the network, or train gates to save more.",
                 )
         if max_drop is None:
             return max(points, key=lambda p: (p.accuracy, -p.macs))
@@ -128,6 +134,7 @@ class Frontier:
         return {
             "base_accuracy": self.base_accuracy,
             "base_macs": self.base_macs,
+            "policy": None if self.policy is None else dict(self.policy),
             "points": [point.to_json() for point in self.points],
         }
 
@@ -140,6 +147,6 @@ class Frontier:
         """
         try:
             points = tuple(OperatingPoint.from_json(point) for point in value["points"])
-            return cls(points, float(value["base_accuracy"]), float(value["base_macs"]))
+            return cls(points, float(value["base_accuracy"]), float(value["base_macs"]), value.get("policy"))
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"not a frontier of exits: {error!r}") from error
+            raise ModelError(f"not a frontier: {error!r}") from error

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptify.errors import ModelError, TargetError, UsageError
-from adaptify.training.frontier import Frontier, OperatingPoint
+from adaptify.runtime.frontier import Frontier, OperatingPoint
 
 
 def point(accuracy: float, macs: float, *thresholds: float) -> OperatingPoint:
