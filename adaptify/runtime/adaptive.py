@@ -90,19 +90,19 @@ class AdaptiveModel(NetworkView):
             state = segment(self.traced.root, *state)
             if not policy.enabled(index):
                 continue
-            scores = self.exits[index].head(state[self._positions[index]])
-            leaving = policy.leaves(index, scores)
+            logits = self.exits[index].head(state[self._positions[index]])
+            leaving = policy.leaves(index, policy.rate(index, logits))
             staying = active - int(leaving.sum())
             if staying == active:
                 continue
             if staying == 0:
-                left.append((index, scores))
+                left.append((index, logits))
                 active = 0
                 break
             # Staying rows first, in their order: one sort gives both groups without asking for their sizes.
             ranked = leaving.to(torch.uint8).argsort(stable=True)
             kept, gone = ranked[:staying], ranked[staying:]
-            left.append((index, scores.index_select(0, gone)))
+            left.append((index, logits.index_select(0, gone)))
             order = ranked if order is None else torch.cat([order[:active][ranked], order[active:]])
             state = tuple(take_rows(tensor, kept) for tensor in state)
             active = staying

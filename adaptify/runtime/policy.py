@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from adaptify.errors import UsageError, did_you_mean
@@ -26,6 +27,12 @@ def _confidence(logits: Tensor) -> Tensor:
     return logits.softmax(1).amax(1)
 
 
+def _entropy(logits: Tensor) -> Tensor:
+    # Not 1 - H / log M: near 1, float32 could not tell sure samples from very sure ones.
+    negative = (logits.softmax(1) * logits.log_softmax(1)).sum(1)
+    return negative / math.log(max(logits.shape[1], 2))
+
+
 SCORES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     {
         # Largest distance to a decision boundary (d-gate, Algorithm 1).
@@ -34,9 +41,14 @@ SCORES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
         "margin": _margin,
         # Largest softmax probability, for exits trained with cross-entropy.
         "confidence": _confidence,
+        # -H / log M: 0 where all probability is on one class, -1 where all of the M are as probable.
+        "entropy": _entropy,
     }
 )
-"""How sure an exit is, by name: logits (N, M) -> score (N,)."""
+"""How sure an exit is, by name: logits (N, M) -> score (N,), the higher the surer."""
+
+GATE = "gate"
+"""The score that is no function of the logits: the log-odds of a learned gate."""
 
 
 @dataclass(frozen=True)
@@ -45,42 +57,73 @@ class ThresholdPolicy:
 
     Attributes:
         thresholds: One per exit; `math.inf` switches the exit off, and its gate is not computed.
-        score: Key of `SCORES`.
+        score: Key of `SCORES`, or `GATE`.
+        temperatures: One per exit, which its logits are divided by before they are scored (Guo et al., 2017);
+            None: all are 1. Predictions do not depend on it.
     """
 
     thresholds: tuple[float, ...]
     score: str = "distance"
+    temperatures: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.score not in SCORES:
+        known = (*SCORES, GATE)
+        if self.score not in known:
             raise UsageError(
-                f"unknown exit score '{self.score}'{did_you_mean(self.score, SCORES)}",
-                f"Use one of: {', '.join(SCORES)}.",
+                f"unknown exit score '{self.score}'{did_you_mean(self.score, known)}",
+                f"Use one of: {', '.join(known)}.",
             )
         if any(math.isnan(threshold) for threshold in self.thresholds):
             raise UsageError("a threshold is not a number", "Give a number, or inf for an exit never taken.")
+        if self.temperatures is None:
+            return
+        if len(self.temperatures) != len(self.thresholds):
+            raise UsageError(
+                f"{len(self.temperatures)} temperatures for {len(self.thresholds)} exits",
+                "Give one temperature per exit, in order.",
+            )
+        if not all(0 < value < math.inf for value in self.temperatures):
+            raise UsageError(
+                f"temperatures of {', '.join(map(str, self.temperatures))}",
+                "Give positive numbers: 1 leaves the logits as they are.",
+            )
 
     def enabled(self, index: int) -> bool:
         """Whether any sample can leave at exit `index`."""
         return self.thresholds[index] < math.inf
 
-    def leaves(self, index: int, logits: Tensor) -> Tensor:
-        """Which samples leave at exit `index`: logits (N, M) -> bool (N,)."""
-        return SCORES[self.score](logits) >= self.thresholds[index]
+    def rate(self, index: int, logits: Tensor) -> Tensor:
+        """How sure exit `index` is: logits (N, M) -> score (N,); NaN where logits do not tell (`GATE`).
+
+        The output is the exit behind the last one; it has no temperature.
+        """
+        if self.score == GATE:
+            return torch.full((len(logits),), math.nan, dtype=logits.dtype, device=logits.device)
+        if self.temperatures is not None and index < len(self.temperatures):
+            logits = logits / self.temperatures[index]
+        return SCORES[self.score](logits)
+
+    def leaves(self, index: int, scores: Tensor) -> Tensor:
+        """Which samples leave at exit `index`: scores (N,) -> bool (N,)."""
+        return scores >= self.thresholds[index]
 
     def to_json(self) -> dict[str, Any]:
         """The policy as JSON; an exit never taken has the threshold null."""
-        return {
+        value: dict[str, Any] = {
             "kind": "threshold",
             "score": self.score,
             "thresholds": [value if math.isfinite(value) else None for value in self.thresholds],
         }
+        return value if self.temperatures is None else value | {"temperatures": list(self.temperatures)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ThresholdPolicy:
-        """Inverse of `to_json`."""
+        """Inverse of `to_json`; reads policies without temperatures too."""
         thresholds = tuple(math.inf if item is None else float(item) for item in value["thresholds"])
-        return cls(thresholds, str(value["score"]))
+        temperatures = value.get("temperatures")
+        return cls(
+            thresholds, str(value["score"]), None if temperatures is None else tuple(map(float, temperatures))
+        )
 
 
 def never_leave(exits: int, score: str = "distance") -> ThresholdPolicy:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from adaptify.data import Split
 from adaptify.progress import SILENT, Progress
-from adaptify.runtime.adaptive import AdaptiveModel
-from adaptify.runtime.policy import SCORES
+from adaptify.runtime.adaptive import AdaptiveModel, Outcome
+from adaptify.runtime.policy import ThresholdPolicy
 from adaptify.training.records import ExitRecords
 
 
@@ -52,7 +52,6 @@ def evaluate(
     progress: Progress = SILENT,
 ) -> Evaluation:
     """Run `model` (on `device`, in evaluation mode) over `split` under its policy."""
-    rate = SCORES[model.policy.score]
     predictions, indices, scores = [], [], []
     seconds = 0.0
     with torch.inference_mode(), progress.stage("evaluate", total=len(split)) as stage:
@@ -62,9 +61,19 @@ def evaluate(
             predictions.append(outcome.logits.argmax(1).cpu())
             seconds += time.perf_counter() - started
             indices.append(outcome.exit_index.cpu())
-            scores.append(rate(outcome.logits.float()).cpu())
+            scores.append(_scores(model.policy, outcome).cpu())
             stage.advance(len(labels))
     return Evaluation(torch.cat(predictions), torch.cat(indices), torch.cat(scores), split.labels, seconds)
+
+
+def _scores(policy: ThresholdPolicy, outcome: Outcome) -> Tensor:
+    """(N,) float32: how sure each sample's exit was; NaN where its logits do not tell."""
+    logits = outcome.logits.float()
+    scores = torch.empty(len(logits), device=logits.device)
+    for index in outcome.exit_index.unique().tolist():
+        rows = outcome.exit_index == index
+        scores[rows] = policy.rate(index, logits[rows])
+    return scores
 
 
 def replay(records: ExitRecords, model: AdaptiveModel) -> Evaluation:

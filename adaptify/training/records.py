@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from adaptify.errors import UsageError
 from adaptify.files import atomic_write, write_tensors
-from adaptify.runtime.policy import SCORES, ThresholdPolicy
+from adaptify.runtime.policy import ThresholdPolicy, never_leave
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,30 @@ class ExitRecords:
     labels: Tensor
 
     @classmethod
-    def of(cls, exits: list[Tensor], logits: Tensor, labels: Tensor, score: str) -> ExitRecords:
-        """Make records from each exit's logits (N, M), the output's logits (N, M) and the labels (N,)."""
-        rate = SCORES[score]
-        scores = [rate(item.float()) for item in exits]
+    def of(
+        cls,
+        exits: Sequence[Tensor],
+        logits: Tensor,
+        labels: Tensor,
+        score: str,
+        temperatures: Sequence[float] | None = None,
+    ) -> ExitRecords:
+        """Make records of S exits from logits.
+
+        Args:
+            exits: S times (N, M), the logits of each exit.
+            logits: (N, M), of the output.
+            labels: (N,) int64.
+            score: Key of `runtime.policy.SCORES`.
+            temperatures: One per exit, as in `runtime.policy.ThresholdPolicy`, which must be given the same.
+
+        Raises:
+            UsageError: There are more or fewer temperatures than exits.
+        """
+        policy = replace(
+            never_leave(len(exits), score), temperatures=None if temperatures is None else tuple(temperatures)
+        )
+        scores = [policy.rate(index, item.float()) for index, item in enumerate(exits)]
         return cls(
             torch.stack(scores).cpu() if scores else torch.empty(0, len(labels)),
             torch.stack([item.argmax(1) for item in [*exits, logits]]).cpu(),

@@ -293,8 +293,40 @@ def test_policies_check_their_values_and_survive_json() -> None:
         ThresholdPolicy((math.nan,))
 
 
-def test_confidence_is_a_probability_and_distance_the_largest_score() -> None:
+@pytest.mark.parametrize(
+    ("score", "threshold", "expected"),
+    [
+        ("confidence", 0.8, [True, False]),
+        ("distance", 0.05, [True, True]),
+        ("distance", 2.0, [True, False]),
+        ("margin", 1.9, [True, False]),
+        ("entropy", -0.9, [True, False]),
+    ],
+)
+def test_samples_leave_that_an_exit_is_sure_of(score: str, threshold: float, expected: list[bool]) -> None:
+    policy = ThresholdPolicy((threshold,), score)
+    scores = policy.rate(0, torch.tensor([[2.0, 0.0], [0.0, 0.1]]))
+    assert policy.leaves(0, scores).tolist() == expected
+
+
+def test_entropy_is_of_no_class_or_of_all_classes() -> None:
+    policy = ThresholdPolicy((-0.5,), "entropy")
+    sure, unsure = torch.tensor([[200.0, 0, 0, 0]]), torch.zeros(1, 4)
+    assert policy.rate(0, sure).item() == pytest.approx(0, abs=1e-6)
+    assert policy.rate(0, unsure).item() == pytest.approx(-1)
+
+
+def test_temperatures_divide_the_logits_of_their_exit() -> None:
     logits = torch.tensor([[2.0, 0.0], [0.0, 0.1]])
-    assert ThresholdPolicy((0.8,), "confidence").leaves(0, logits).tolist() == [True, False]
-    assert ThresholdPolicy((0.05,), "distance").leaves(0, logits).tolist() == [True, True]
-    assert ThresholdPolicy((2.0,), "distance").leaves(0, logits).tolist() == [True, False]
+    policy = ThresholdPolicy((0.5, 0.5), "margin", temperatures=(2.0, 0.5))
+    assert policy.rate(0, logits).tolist() == pytest.approx([1.0, 0.05])
+    assert policy.rate(1, logits).tolist() == pytest.approx([4.0, 0.2])
+    assert policy.rate(2, logits).tolist() == pytest.approx([2.0, 0.1])  # the output
+    assert ThresholdPolicy.from_json(policy.to_json()) == policy
+    assert ThresholdPolicy.from_json({"thresholds": [None], "score": "margin"}).temperatures is None
+
+
+@pytest.mark.parametrize("temperatures", [(1.0,), (1.0, 0.0), (1.0, math.nan), (1.0, math.inf)])
+def test_temperatures_are_positive_one_per_exit(temperatures: tuple[float, ...]) -> None:
+    with pytest.raises(UsageError, match="temperatures"):
+        ThresholdPolicy((0.5, 0.5), temperatures=temperatures)
