@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from adaptify.input_spec import InputSpec
-from adaptify.models import cifar_resnet, msdnet
+from adaptify.models import cifar_resnet, msdnet, ranet
 from adaptify.models.source import Kwargs, call, with_channels
 
 # The public CIFAR checkpoints were trained with the mean and deviation of ImageNet.
@@ -29,6 +29,12 @@ _NETWORKS = {
     "msdnet_cifar100_batch12": (msdnet.msdnet_cifar100_batch12, _CIFAR),
     "msdnet_imagenet_step4": (msdnet.msdnet_imagenet_step4, _IMAGENET),
     "msdnet_imagenet_step7": (msdnet.msdnet_imagenet_step7, _IMAGENET),
+    "ranet_cifar100_anytime": (ranet.ranet_cifar100_anytime, _CIFAR),
+    "ranet_cifar100_batch1": (ranet.ranet_cifar100_batch1, _CIFAR),
+    "ranet_cifar100_batch2": (ranet.ranet_cifar100_batch2, _CIFAR),
+    "ranet_cifar100_batch3": (ranet.ranet_cifar100_batch3, _CIFAR),
+    "ranet_imagenet_anytime": (ranet.ranet_imagenet_anytime, _IMAGENET),
+    "ranet_imagenet_batch1": (ranet.ranet_imagenet_batch1, _IMAGENET),
     "digits_msdnet": (msdnet.digits_msdnet, _DIGITS),
 }
 
