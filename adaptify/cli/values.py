@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from adaptify.errors import UsageError
-from adaptify.runtime.budget import MOST, Budget
+from adaptify.runtime.budget import Budget
 
 NEVER = ("never", "none", "null", "inf")
-_PREFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
+_PREFIXES = {"K": 1e3, "M": 1e6, "G": 1e9}
 
 
 def names(text: str | None, option: str) -> list[str] | None:
@@ -98,15 +98,15 @@ def macs_or_fraction(text: str | None, option: str) -> Budget | None:
     if text is None:
         return None
     found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([KMG]?)\s*", text, re.IGNORECASE)
-    amount = float(found[1]) if found else 0.0
-    prefix = found[2].upper() if found else ""
-    # A plain number between a fraction and a thousand MACs is a slip: 45 for 0.45 or for 45M.
-    if amount <= 0 or (not prefix and MOST < amount < 1000):
+    try:
+        if found and found[2]:
+            return Budget(float(found[1]) * _PREFIXES[found[2].upper()], absolute=True)
+        return Budget.of(float(found[1]) if found else math.nan)
+    except UsageError as error:
         raise UsageError(
             f"{option} '{text.strip()}' is neither a fraction of the MACs nor a number of them",
             f"Write {option} 0.6 to keep 60%, or {option} 45M for 45 million MACs a sample (K, M, G).",
-        )
-    return Budget(amount * _PREFIXES[prefix], absolute=bool(prefix) or amount > MOST)
+        ) from error
 
 
 def json_object(text: str | None, option: str) -> dict[str, Any] | None:

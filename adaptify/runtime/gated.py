@@ -99,7 +99,8 @@ class GatedModel(NetworkView):
 
     def runs(self, images: Tensor) -> list[Decisions]:
         """Run (N, C, H, W) as often as the policy says: once, unless it is of an ensemble."""
-        return [self.decide(images, self.policy.decide) for _ in range(self.policy.runs)]
+        policy = self.policy  # read once: another thread may set it
+        return [self.decide(images, policy.decide) for _ in range(policy.runs)]
 
     def decide(self, images: Tensor, decide: Decide) -> Decisions:
         """Run (N, C, H, W) with gates as `decide` makes them of their log-odds."""

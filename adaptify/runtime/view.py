@@ -14,9 +14,10 @@ from adaptify.errors import ModelError
 from adaptify.graph.copying import share_copy
 from adaptify.graph.trace import Traced
 from adaptify.plan import Plan
+from adaptify.runtime.budgeted import Budgeted
 
 
-class NetworkView(nn.Module):
+class NetworkView(Budgeted, nn.Module):
     """The module tree of a traced network, with gates beside it, as one module.
 
     The state dict holds the network under the checkpoint's own names, and the gates under one more.
@@ -25,6 +26,7 @@ class NetworkView(nn.Module):
         traced: The network as a graph; its root owns the same tensors as this module.
         num_classes: M.
         memory_format: Layout that images are brought to first.
+        policy: How the network decides; may be replaced between batches.
         plan: How to make this network again, if that is known; needed to save it.
     """
 

@@ -23,6 +23,7 @@ from adaptify.graph.pieces import cut_at_blocks
 from adaptify.graph.program import compile_graph
 from adaptify.graph.sites import BlockSite
 from adaptify.graph.trace import Traced
+from adaptify.runtime.budgeted import Budgeted
 from adaptify.runtime.fast import fast_form, has_maps
 from adaptify.runtime.gate_policy import Policy
 from adaptify.runtime.gated import Decisions, GatedModel, ensemble
@@ -53,7 +54,7 @@ class _Step:
     description: str
 
 
-class SkippingModel(nn.Module):
+class SkippingModel(Budgeted, nn.Module):
     """A network whose gates look at samples, run so that what they close is not computed.
 
     `model(images)` maps (N, C, H, W) to logits (N, M) under `model.policy`, in evaluation mode only.
@@ -66,6 +67,7 @@ class SkippingModel(nn.Module):
         decider_macs: MACs of deciding for one sample.
         cost: MACs of the network without gates.
         num_classes: M.
+        plan: That of the network; None if it has none.
     """
 
     def __init__(self, model: GatedModel, device: torch.device) -> None:
@@ -81,6 +83,7 @@ class SkippingModel(nn.Module):
                 "Freeze the network: adaptify prune RUN.",
             )
         self.policy: Policy = model.policy
+        self.plan = model.plan
         self.sites = model.sites
         self.per_sample = True
         self.gate_cost: GateCost = model.gate_cost
@@ -148,7 +151,8 @@ class SkippingModel(nn.Module):
 
     def runs(self, images: Tensor) -> list[Decisions]:
         """Run (N, C, H, W) as often as the policy says; see `GatedModel.runs`."""
-        return [self.decide(images, self.policy.decide) for _ in range(self.policy.runs)]
+        policy = self.policy  # read once: another thread may set it
+        return [self.decide(images, policy.decide) for _ in range(policy.runs)]
 
     def decide(self, images: Tensor, decide: Decide) -> Decisions:
         """Run (N, C, H, W) with gates as `decide` makes them of what their networks say.
