@@ -24,33 +24,23 @@ from adaptify.errors import UsageError
 from adaptify.models.multi_scale import (
     Bottleneck,
     Classifier,
+    MultiScaleConfig,
     Unit,
-    check_fraction,
-    check_positive,
-    check_stem,
     initialise,
-    one_each,
     stem,
 )
 
 
-@dataclass(frozen=True)
-class MSDNetConfig:
-    """What decides the shape of an MSDNet.
+@dataclass(frozen=True, kw_only=True)
+class MSDNetConfig(MultiScaleConfig):
+    """What decides the shape of an MSDNet, besides what `MultiScaleConfig` holds.
+
+    The lists have an entry for each scale from fine to coarse; `reduction` acts where a scale is given up.
 
     Attributes:
         blocks: Classifiers; each ends a block of layers.
         base: Layers of the first block.
         step: Layers of every further block.
-        channels: Channels after the stem, at factor 1.
-        growth: Channels that a layer adds to a scale, at factor 1.
-        factors: For each scale, from fine to coarse: what `channels` and `growth` are multiplied with.
-        bottlenecks: For each scale: width of its bottlenecks, in multiples of the channels they yield.
-        reduction: Share of the channels that is kept when a scale is given up.
-        stem: `"small"` (a 3x3 convolution) or `"large"` (7x7 and pooling, for images as of ImageNet).
-        head_channels: Channels inside the classifiers; `None` for as many as the feature map has.
-        in_channels: Channels of the image.
-        num_classes: Outputs of every classifier.
 
     Raises:
         UsageError: The values do not describe a network.
@@ -59,24 +49,12 @@ class MSDNetConfig:
     blocks: int = 10
     base: int = 4
     step: int = 2
-    channels: int = 16
-    growth: int = 6
     factors: Sequence[int] = (1, 2, 4)
     bottlenecks: Sequence[int] = (1, 2, 4)
-    reduction: float = 0.5
-    stem: str = "small"
-    head_channels: int | None = 128
-    in_channels: int = 3
-    num_classes: int = 100
 
     def __post_init__(self) -> None:
-        check_positive(blocks=self.blocks, base=self.base, step=self.step)
-        check_positive(channels=self.channels, growth=self.growth, head_channels=self.head_channels)
-        check_positive(in_channels=self.in_channels, num_classes=self.num_classes)
-        check_fraction(reduction=self.reduction)
-        check_stem(self.stem)
-        for name, values in one_each(factors=self.factors, bottlenecks=self.bottlenecks).items():
-            object.__setattr__(self, name, values)  # JSON brings lists
+        super().__post_init__()
+        self.check_positive("blocks", "base", "step")
         if any(self.growth * factor % 2 for factor in self.factors[1:]):
             raise UsageError(
                 f"growth {self.growth} cannot be halved at factors {self.factors}",

@@ -1,17 +1,98 @@
-"""What MSDNet and RANet are made of: units of convolution, normalisation and ReLU, stems and classifiers.
+"""What MSDNet and RANet share: the values that both are asked for, units of convolution, stems, classifiers.
 
 Parameters carry the names of the authors' public checkpoints (`net.0`, `m.0.net.0`, `linear`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from adaptify.errors import UsageError
 
 STEMS = ("small", "large")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiScaleConfig:
+    """What both kinds of network are asked.
+
+    Attributes:
+        channels: Channels after the stem, at factor 1.
+        growth: Channels that a layer adds, at factor 1.
+        factors: For each scale: what `channels` and `growth` are multiplied with.
+        bottlenecks: For each scale: width of its bottlenecks, in multiples of the channels they yield.
+        reduction: Share of the channels that is kept where they are reduced.
+        stem: `"small"` (a 3x3 convolution) or `"large"` (7x7 and pooling, for images as of ImageNet).
+        head_channels: Channels inside the classifiers; `None` for as many as the feature map has.
+        in_channels: Channels of the image.
+        num_classes: Outputs of every classifier.
+
+    Raises:
+        UsageError: The values do not describe a network.
+    """
+
+    channels: int = 16
+    growth: int = 6
+    factors: Sequence[int]
+    bottlenecks: Sequence[int]
+    reduction: float = 0.5
+    stem: str = "small"
+    head_channels: int | None = 128
+    in_channels: int = 3
+    num_classes: int = 100
+
+    def __post_init__(self) -> None:
+        self.check_positive("channels", "growth", "in_channels", "num_classes")
+        if self.head_channels is not None:
+            self.check_positive("head_channels")
+        self.check_fraction("reduction")
+        self.check_lists("factors", "bottlenecks")
+        if self.stem not in STEMS:
+            raise UsageError(f"unknown stem {self.stem!r}", f"Use {' or '.join(STEMS)}.")
+
+    def check_positive(self, *names: str) -> None:
+        """Check that these are positive integers.
+
+        Raises:
+            UsageError: One is not.
+        """
+        for name in names:
+            if not _is_positive(getattr(self, name)):
+                raise UsageError(f"{name} is {getattr(self, name)!r}", "Give a positive integer.")
+
+    def check_fraction(self, *names: str) -> None:
+        """Check that these are in (0, 1].
+
+        Raises:
+            UsageError: One is not.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 < value <= 1:
+                raise UsageError(f"{name} is {value!r}", "Give a number above 0 and at most 1.")
+
+    def check_lists(self, *names: str) -> None:
+        """Check that these are lists of positive integers, all of one length; JSON's lists become tuples.
+
+        Raises:
+            UsageError: One is not.
+        """
+        for name in names:
+            values = getattr(self, name)
+            if not isinstance(values, list | tuple) or not values or not all(map(_is_positive, values)):
+                raise UsageError(f"{name} is {values!r}", "Give a positive integer for each scale.")
+            object.__setattr__(self, name, tuple(values))
+        lengths = {name: len(getattr(self, name)) for name in names}
+        if len(set(lengths.values())) > 1:
+            described = ", ".join(f"{name} has {count}" for name, count in lengths.items())
+            raise UsageError(f"{described} entries", "Give one entry for each scale.")
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def conv_unit(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> tuple[nn.Module, ...]:
@@ -96,51 +177,3 @@ def initialise(network: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
-
-
-def check_positive(**values: int | None) -> None:
-    """Check that all values are positive integers (or None, where the configuration allows it).
-
-    Raises:
-        UsageError: One is not.
-    """
-    for name, value in values.items():
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise UsageError(f"{name} is {value!r}", "Give a positive integer.")
-
-
-def check_fraction(**values: float) -> None:
-    """Check that all values are in (0, 1].
-
-    Raises:
-        UsageError: One is not.
-    """
-    for name, value in values.items():
-        if not isinstance(value, int | float) or not 0 < value <= 1:
-            raise UsageError(f"{name} is {value!r}", "Give a number above 0 and at most 1.")
-
-
-def check_stem(kind: str) -> None:
-    """Check the kind of a stem.
-
-    Raises:
-        UsageError: It is unknown.
-    """
-    if kind not in STEMS:
-        raise UsageError(f"unknown stem {kind!r}", f"Use {' or '.join(STEMS)}.")
-
-
-def one_each(**lists: Sequence[int]) -> Mapping[str, tuple[int, ...]]:
-    """Lists of positive integers, one for each scale, as tuples.
-
-    Raises:
-        UsageError: They are empty, of different lengths, or hold something else.
-    """
-    for name, values in lists.items():
-        if not isinstance(values, list | tuple) or not values:
-            raise UsageError(f"{name} is {values!r}", "Give a list with one positive integer for each scale.")
-        check_positive(**{f"{name}[{index}]": value for index, value in enumerate(values)})
-    if len({len(values) for values in lists.values()}) > 1:
-        lengths = ", ".join(f"{name} has {len(values)}" for name, values in lists.items())
-        raise UsageError(f"{lengths} entries", "Give one entry for each scale.")
-    return {name: tuple(values) for name, values in lists.items()}

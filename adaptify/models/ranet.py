@@ -24,37 +24,27 @@ from adaptify.errors import UsageError
 from adaptify.models.multi_scale import (
     Bottleneck,
     Classifier,
+    MultiScaleConfig,
     Unit,
-    check_fraction,
-    check_positive,
-    check_stem,
     initialise,
-    one_each,
     stem,
 )
 
 
-@dataclass(frozen=True)
-class RANetConfig:
-    """What decides the shape of a RANet.
+@dataclass(frozen=True, kw_only=True)
+class RANetConfig(MultiScaleConfig):
+    """What decides the shape of a RANet, besides what `MultiScaleConfig` holds.
+
+    The lists have an entry for each sub-network, in the order in which they run; `reduction` acts between
+    the stages of a sub-network.
 
     Attributes:
-        scales: For each sub-network, in the order in which they run: its resolution; 1 is the lowest, each
-            step doubles it.
-        factors: For each sub-network: what `channels` and `growth` are multiplied with.
-        bottlenecks: For each sub-network: width of its bottlenecks, in multiples of the channels they yield.
+        scales: For each sub-network: its resolution; 1 is the lowest, each step doubles it.
         blocks: Blocks of the first sub-network.
         block_step: Blocks that every sub-network has more than the one before; each adds a classifier.
         step: Layers of a block.
         growing: Whether the n-th block of a sub-network has n times `step` layers.
-        channels: Channels after the stem, at factor 1.
-        growth: Channels that a layer adds, at factor 1.
-        reduction: Share of the channels that is kept between the stages of a sub-network.
         compression: Share of new channels that comes from the sub-network before.
-        stem: `"small"` (a 3x3 convolution) or `"large"` (7x7 and pooling, for images as of ImageNet).
-        head_channels: Channels inside the classifiers; `None` for as many as the feature map has.
-        in_channels: Channels of the image.
-        num_classes: Outputs of every classifier.
 
     Raises:
         UsageError: The values do not describe a network.
@@ -67,24 +57,13 @@ class RANetConfig:
     block_step: int = 2
     step: int = 4
     growing: bool = False
-    channels: int = 16
-    growth: int = 6
-    reduction: float = 0.5
     compression: float = 0.25
-    stem: str = "small"
-    head_channels: int | None = 128
-    in_channels: int = 3
-    num_classes: int = 100
 
     def __post_init__(self) -> None:
-        check_positive(blocks=self.blocks, block_step=self.block_step, step=self.step)
-        check_positive(channels=self.channels, growth=self.growth, head_channels=self.head_channels)
-        check_positive(in_channels=self.in_channels, num_classes=self.num_classes)
-        check_fraction(reduction=self.reduction, compression=self.compression)
-        check_stem(self.stem)
-        lists = one_each(scales=self.scales, factors=self.factors, bottlenecks=self.bottlenecks)
-        for name, values in lists.items():
-            object.__setattr__(self, name, values)  # JSON brings lists
+        super().__post_init__()
+        self.check_lists("scales", "factors", "bottlenecks")
+        self.check_positive("blocks", "block_step", "step")
+        self.check_fraction("compression")
         rises = [after - before for before, after in zip((1, *self.scales), self.scales, strict=False)]
         if self.scales[0] != 1 or not set(rises) <= {0, 1}:
             raise UsageError(
