@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +27,19 @@ class Segment:
     outputs: tuple[str, ...]
 
 
-def cut(graph: fx.Graph, after: Sequence[fx.Node]) -> tuple[Segment, ...]:
+def cut(
+    graph: fx.Graph, after: Sequence[fx.Node], reads: Sequence[Sequence[fx.Node]] | None = None
+) -> tuple[Segment, ...]:
     """Cut `graph` after each of the given nodes (in graph order) into `len(after) + 1` segments.
 
-    The last segment returns what the graph returns, in a tuple of one. Constants that are needed on
-    both sides of a cut are computed on both; sizes that are the same for every batch become literals.
+    The last segment returns what the graph returns, in a tuple of one. Each other segment returns what the
+    next one takes, followed by what is read at its end and not taken. Constants that are needed on both
+    sides of a cut are computed on both; sizes that are the same for every batch become literals.
+
+    Args:
+        graph: The graph.
+        after: Where to cut.
+        reads: For each cut: nodes up to it whose values are wanted there; None: only what is taken.
 
     Raises:
         ModelError: A size that depends on the batch crosses a cut.
@@ -44,19 +51,37 @@ def cut(graph: fx.Graph, after: Sequence[fx.Node]) -> tuple[Segment, ...]:
     segments: list[Segment] = []
     # From the last segment to the first, since what a segment needs is what the one before must give.
     ends = [-1, *(order[node] for node in after), len(nodes) - 1]
-    for start, end in reversed(list(itertools.pairwise(ends))):
+    for index in reversed(range(len(ends) - 1)):
+        start, end = ends[index], ends[index + 1]
         # What nobody reads may change a tensor in place (`x.relu_()`), so it runs where it stands.
         unread = [node for node in nodes[start + 1 : end] if not node.users and node.op != "placeholder"]
-        needed, inputs = _closure([*wanted, *unread], order, start)
+        needed, inputs = _closure([*wanted, *unread], order, inside=set(nodes[start + 1 :]))
         segments.append(_segment(needed, inputs, wanted, result))
-        result, wanted = tuple(inputs), inputs
+        read = reads[index - 1] if reads is not None and index else ()
+        wanted = [*inputs, *(node for node in read if node not in inputs)]
+        result = tuple(wanted)
     return tuple(reversed(segments))
 
 
+def extract(wanted: Sequence[fx.Node], order: dict[fx.Node, int], inside: Collection[fx.Node]) -> Segment:
+    """Return what computes `wanted` from nodes of the samples that are not `inside`, whose values come in.
+
+    Args:
+        wanted: Nodes whose values are returned, as a tuple.
+        order: Position of every node of the graph.
+        inside: The nodes that may be computed; constants are computed wherever they are.
+
+    Raises:
+        ModelError: A size that depends on the batch comes in.
+    """
+    needed, inputs = _closure(wanted, order, inside)
+    return _segment(needed, inputs, wanted, tuple(wanted))
+
+
 def _closure(
-    wanted: Sequence[fx.Node], order: dict[fx.Node, int], start: int
+    wanted: Sequence[fx.Node], order: dict[fx.Node, int], inside: Collection[fx.Node]
 ) -> tuple[list[fx.Node], list[fx.Node]]:
-    """The nodes to compute for `wanted`, and those that come in from before index `start`, in graph order."""
+    """The nodes to compute for `wanted`, and those that come in from outside, in graph order."""
     needed: set[fx.Node] = set()
     inputs: set[fx.Node] = set()
     pending = list(wanted)
@@ -64,7 +89,7 @@ def _closure(
         node = pending.pop()
         if node in needed or node in inputs:
             continue
-        if node.op == "placeholder" or (order[node] <= start and node.meta["sampled"]):
+        if node.op == "placeholder" or (node.meta["sampled"] and node not in inside):
             if node.meta["shape"] is None:
                 raise ModelError(
                     f"the size {node.meta['name']} depends on the batch and is used after a cut",

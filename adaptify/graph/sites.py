@@ -33,6 +33,7 @@ class ExitSite:
         positions: Number of spatial positions (H * W) or tokens (L).
         macs_before: MACs that are spent up to here.
         is_module_output: Whether it is the output of a module that has submodules.
+        is_map: Whether it is a feature map (N, C, H, W).
     """
 
     name: str
@@ -43,6 +44,7 @@ class ExitSite:
     positions: int
     macs_before: int
     is_module_output: bool
+    is_map: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def find_exits(traced: Traced, cost: CostModel) -> tuple[ExitSite, ...]:
                 positions=math.prod(shape[1:]) // channels,
                 macs_before=spent,
                 is_module_output=any(_has_submodules(traced, path) for path in containers),
+                is_map=len(shape) == 4 and axis == 1,
             )
         )
     return tuple(sites)
@@ -154,7 +157,7 @@ def _has_submodules(traced: Traced, path: str) -> bool:
     return next(module.children(), None) is not None
 
 
-def _prefixes(path: str) -> list[str]:
+def prefixes(path: str) -> list[str]:
     """All module paths that contain `path`, outermost first, itself included; the root is left out."""
     parts = path.split(".") if path else []
     return [".".join(parts[: count + 1]) for count in range(len(parts))]
@@ -164,8 +167,8 @@ def _output_names(graph: fx.Graph) -> dict[fx.Node, list[str]]:
     """For each node: the modules whose only output it is, outermost first."""
     outputs: dict[str, set[fx.Node]] = {}
     for node in graph.nodes:
-        for prefix in _prefixes(node.meta["path"]):
-            if any(prefix not in _prefixes(user.meta["path"]) for user in node.users):
+        for prefix in prefixes(node.meta["path"]):
+            if any(prefix not in prefixes(user.meta["path"]) for user in node.users):
                 outputs.setdefault(prefix, set()).add(node)
     names: dict[fx.Node, list[str]] = {}
     for path in sorted(outputs, key=len):
@@ -224,8 +227,8 @@ def first_layer(traced: Traced, block: BlockSite, cost: CostModel) -> fx.Node:
 def _common_path(nodes: Iterable[fx.Node]) -> str:
     common: list[str] | None = None
     for node in nodes:
-        prefixes = _prefixes(node.meta["path"])
-        common = prefixes if common is None else [path for path in common if path in prefixes]
+        paths = prefixes(node.meta["path"])
+        common = paths if common is None else [path for path in common if path in paths]
     return common[-1] if common else ""
 
 

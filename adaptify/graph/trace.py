@@ -33,12 +33,15 @@ class Traced:
             and what `shapes.annotate_shapes` found out about its value.
         input_shape: (C, H, W) of one input image.
         notes: What tracing had to decide, in words for the user.
+        own_exits: Names of the nodes that a network with several outputs returned besides the last, from
+            shallow to deep. They are in the graph, which returns the last one alone.
     """
 
     root: nn.Module
     graph: fx.Graph
     input_shape: tuple[int, int, int]
     notes: tuple[str, ...] = ()
+    own_exits: tuple[str, ...] = ()
 
     def with_own_tensors(self) -> Traced:
         """Return the same network with copies of all its tensors: training it leaves this one alone."""
@@ -62,7 +65,8 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], *, leaves: Sequen
     differ, and modules with untraceable control flow, stay whole ("leaves").
 
     Args:
-        model: Network that maps (N, C, H, W) to (N, M). Not modified; the result shares its tensors.
+        model: Network that maps (N, C, H, W) to (N, M), or to a tuple or list of such (exits of its own, from
+            shallow to deep). Not modified; the result shares its tensors.
         input_shape: (C, H, W).
         leaves: Qualified names of modules to keep whole.
 
@@ -91,8 +95,9 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], *, leaves: Sequen
     _adopt_constants(root, evaluation.root, graph)
     _name_nodes(graph)
     annotate_shapes(root, graph, input_shape)
+    own_exits = _return_last(graph)
     _drop_checks(graph)
-    return Traced(root, graph, input_shape, tuple(notes))
+    return Traced(root, graph, input_shape, tuple(notes), own_exits)
 
 
 @dataclass(frozen=True)
@@ -290,6 +295,22 @@ def _name_nodes(graph: fx.Graph) -> None:
         numbered = (f"{name}_{count}" for count in itertools.count(1))
         node.meta["name"] = next(free for free in itertools.chain([name], numbered) if free not in taken)
         taken.add(node.meta["name"])
+
+
+def _return_last(graph: fx.Graph) -> tuple[str, ...]:
+    """Let a graph that returns several logits (N, M) return the last ones; the names of the others' nodes."""
+    (end,) = graph.find_nodes(op="output")
+    returned = end.args[0]
+    if not isinstance(returned, (tuple, list)) or len(returned) < 2:
+        return ()
+    if not all(isinstance(node, fx.Node) and node.meta["batched"] for node in returned):
+        return ()
+    shapes = {node.meta["shape"] for node in returned}
+    if len(shapes) > 1 or len(shapes.pop()) != 2:
+        return ()
+    *exits, last = returned
+    end.args = (last,)
+    return tuple(node.name for node in exits)
 
 
 def _drop_checks(graph: fx.Graph) -> None:
