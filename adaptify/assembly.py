@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaptify.errors import ModelError
 from adaptify.gate_assembly import CHANGED, place_gates
+from adaptify.gates.conv_head import ConvHead
 from adaptify.gates.exit_head import ExitHead
+from adaptify.gates.learned_exit import ExitGate, LearnedExit
 from adaptify.graph.channels import find_channels
 from adaptify.graph.cost import CostModel
 from adaptify.graph.decouple import decouple
@@ -17,7 +19,16 @@ from adaptify.graph.removal_plan import keep_from_json
 from adaptify.graph.sites import BlockSite, ExitSite, find_blocks, find_exits
 from adaptify.graph.surgery import remove_blocks, remove_channels
 from adaptify.graph.trace import Traced
-from adaptify.plan import DecoupleBlocks, GatesStep, PlaceExit, RemoveBlocks, RemoveChannels, Step
+from adaptify.plan import (
+    BoostExits,
+    DecoupleBlocks,
+    ExitsStep,
+    GatesStep,
+    PlaceExit,
+    RemoveBlocks,
+    RemoveChannels,
+    Step,
+)
 from adaptify.runtime.adaptive import AdaptiveModel, Exit
 from adaptify.runtime.gate_policy import policy_from_json
 from adaptify.runtime.gated import GatedModel
@@ -38,11 +49,12 @@ def assemble(traced: Traced, steps: Sequence[Step], policy: Mapping[str, Any] | 
     Raises:
         ModelError: A step does not fit the network that those before it leave.
     """
-    body = [step for step in steps if not isinstance(step, (PlaceExit, GatesStep))]
+    body = [step for step in steps if not isinstance(step, (ExitsStep, GatesStep))]
     placed = steps[len(body) :]
     exits = [step for step in placed if isinstance(step, PlaceExit)]
+    boosts = [step for step in placed if isinstance(step, BoostExits)]
     gates = [step for step in placed if isinstance(step, GatesStep)]
-    if list(steps[: len(body)]) != body or len(gates) > 1 or (gates and exits):
+    if list(steps[: len(body)]) != body or max(len(gates), len(boosts)) > 1 or (gates and len(placed) > 1):
         raise ModelError(
             "the plan changes the network after it has put gates into it, or mixes gates of several kinds",
             "The file is damaged: gates come last.",
@@ -51,7 +63,8 @@ def assemble(traced: Traced, steps: Sequence[Step], policy: Mapping[str, Any] | 
     if gates:
         return place_gates(traced, gates[0], None if policy is None else policy_from_json(policy))
     limits = None if policy is None else ThresholdPolicy.from_json(policy)
-    return AdaptiveModel(traced, place_exits(traced, exits), limits)
+    boost = boosts[0].temperatures if boosts else None
+    return AdaptiveModel(traced, place_exits(traced, exits), limits, boost=boost)
 
 
 def reshape(traced: Traced, steps: Sequence[Step]) -> Traced:
@@ -110,6 +123,22 @@ def place_exits(traced: Traced, steps: Sequence[PlaceExit]) -> list[Exit]:
         chosen.append((site, step))
     order = {name: index for index, name in enumerate(sites)}
     return [
-        Exit(site, ExitHead(site.channels, step.classes, pool=step.pool, channel_axis=site.channel_axis))
+        Exit(site, _exit_head(site, step))
         for site, step in sorted(chosen, key=lambda pair: order[pair[0].name])
     ]
+
+
+def _exit_head(site: ExitSite, step: PlaceExit) -> nn.Module:
+    convolutional = step.head == "convolutional"
+    if (convolutional or step.gate) and not site.is_map:
+        raise ModelError(
+            f"{site.name} yields no feature map (N, C, H, W), which "
+            f"{'a convolutional head' if convolutional else 'a learned gate'} needs",
+            "Use gates.head=linear there, without gates, or name other sites.",
+        )
+    head: nn.Module = (
+        ConvHead(site.channels, step.classes, width=step.width)
+        if convolutional
+        else ExitHead(site.channels, step.classes, pool=step.pool, channel_axis=site.channel_axis)
+    )
+    return LearnedExit(head, ExitGate(site.channels, width=step.width)) if step.gate else head

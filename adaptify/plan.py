@@ -26,7 +26,11 @@ class PlaceExit(_Part):
         site: Name of the exit site.
         channels: C of the tensor there; checked when the plan is carried out.
         classes: M, the number of scores of the head.
-        pool: Side k of the k x k average that the head takes.
+        pool: Side k of the k x k average that a linear head takes.
+        head: `linear`: one layer on averages (`gates.exit_head`); `convolutional`: the classifier of MSDNet
+            (`gates.conv_head`).
+        width: Filters of the convolutions of a convolutional head, and of a gate.
+        gate: Whether a gate of its own learns who leaves (`gates.learned_exit`).
     """
 
     op: Literal["place_exit"] = "place_exit"
@@ -34,6 +38,20 @@ class PlaceExit(_Part):
     channels: int = Field(gt=0, le=1 << 20)
     classes: int = Field(gt=0, le=1 << 24)
     pool: int = Field(default=1, gt=0, le=64)
+    head: Literal["linear", "convolutional"] = "linear"
+    width: int = Field(default=128, gt=0, le=1 << 12)
+    gate: bool = False
+
+
+class BoostExits(_Part):
+    """Let each exit correct those before it: F_n = t_n F_{n-1} + f_n (BoostNet, eq. 8).
+
+    Attributes:
+        temperatures: t_2, t_3, ...: of every exit but the first, and of the output.
+    """
+
+    op: Literal["boost_exits"] = "boost_exits"
+    temperatures: tuple[float, ...] = Field(min_length=1, max_length=1 << 12)
 
 
 class DecoupleBlocks(_Part):
@@ -171,8 +189,18 @@ class PlaceSaliences(_PlacesGates):
 GatesStep = PlaceGates | PlaceMaskNet | PlaceSaliences
 """A step that puts gates into the network which close parts of it."""
 
+ExitsStep = PlaceExit | BoostExits
+"""A step that says where samples leave, or what exits predict."""
+
 Step = Annotated[
-    PlaceExit | DecoupleBlocks | RemoveChannels | RemoveBlocks | PlaceGates | PlaceMaskNet | PlaceSaliences,
+    PlaceExit
+    | BoostExits
+    | DecoupleBlocks
+    | RemoveChannels
+    | RemoveBlocks
+    | PlaceGates
+    | PlaceMaskNet
+    | PlaceSaliences,
     Field(discriminator="op"),
 ]
 """One thing that is done to a network. Each works on what those before it left."""

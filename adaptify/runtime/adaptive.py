@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from adaptify.errors import ModelError
+from adaptify.errors import UsageError
 from adaptify.gates.exit_head import ExitHead
-from adaptify.graph.cost import CostModel, count_module
-from adaptify.graph.program import compile_graph
-from adaptify.graph.segments import cut
-from adaptify.graph.sites import ExitSite
+from adaptify.gates.gradient import scale_gradient
+from adaptify.graph.cost import CostModel
+from adaptify.graph.own_exits import find_own_exits
 from adaptify.graph.trace import Traced
 from adaptify.runtime.compaction import take_rows
-from adaptify.runtime.policy import ThresholdPolicy, never_leave
+from adaptify.runtime.exits import Exit, HeadCost, branch
+from adaptify.runtime.policy import GATE, ThresholdPolicy, never_leave
 from adaptify.runtime.view import NetworkView
 
-
-@dataclass(frozen=True)
-class Exit:
-    """An exit head at its site."""
-
-    site: ExitSite
-    head: ExitHead
+__all__ = ["AdaptiveModel", "Everything", "Exit", "Outcome"]
 
 
 class Outcome(NamedTuple):
@@ -42,93 +35,207 @@ class Outcome(NamedTuple):
     exit_index: Tensor
 
 
+class Everything(NamedTuple):
+    """What running everything for every row gives.
+
+    Attributes:
+        logits: (N, M) of the output.
+        exits: Name of an exit -> its logits (N, M).
+        gates: Name of an exit with a learned gate -> log-odds (N,) of leaving there.
+    """
+
+    logits: Tensor
+    exits: dict[str, Tensor]
+    gates: dict[str, Tensor]
+
+
 class AdaptiveModel(NetworkView):
     """A network whose samples can leave early.
 
     In evaluation, `model(images)` maps (N, C, H, W) to logits (N, M) under `model.policy`: rows that
     leave are taken out of the batch, and the rest goes on in a smaller one. In training it runs
-    everything and returns `(logits, {exit name: logits})`.
+    everything and returns `Everything`.
+
+    With `boost`, the exits are an ensemble (BoostNet, eq. 8): exit n predicts F_n = t_n F_{n-1} + f_n, with
+    f_n the logits of its own head; no gradient goes through F_{n-1}. The output is the last of them.
 
     Attributes:
         exits: The exits, in the order of the network.
         policy: When to leave. May be replaced between batches.
+        boost: t_2, t_3, ...: one for every exit but the first, and one for the output; None: each exit
+            predicts by itself.
+        rescale_gradients: Whether in training the gradient that reaches what is computed up to exit n is the
+            mean over the exits behind it, and not the sum (BoostNet, eq. 7); heads get their own in full.
     """
 
     def __init__(
-        self, traced: Traced, exits: Sequence[Exit] = (), policy: ThresholdPolicy | None = None
+        self,
+        traced: Traced,
+        exits: Sequence[Exit] = (),
+        policy: ThresholdPolicy | None = None,
+        *,
+        boost: Sequence[float] | None = None,
+        cost: CostModel | None = None,
     ) -> None:
         """Put `exits` (in the order of the network) into `traced`; never leaving, by default.
+
+        Args:
+            traced: The network. If it has exits of its own, those are its exits.
+            exits: What is put into it.
+            policy: When to leave.
+            boost: See the attributes.
+            cost: MACs of the network, where they cannot be counted on `traced`.
 
         Raises:
             ModelError: The backbone does not map a batch of images to (N, M) scores, or a site is not
                 a place where rows can leave.
+            UsageError: Exits are put into a network that has its own, or `boost` is not one number per exit.
         """
-        super().__init__(traced, {item.site.name.replace(".", "/"): item.head for item in exits})
-        self.exits = tuple(exits)
-        self.policy = policy or never_leave(len(exits))
-        self._segments, self._positions = _compile(traced, self.exits)
+        heads = {item.site.name.replace(".", "/"): item.head for item in exits if item.head is not None}
+        super().__init__(traced, heads)
+        if cost is not None:
+            self.cost = cost
+        own = find_own_exits(traced, self.cost) if traced.own_exits else ()
+        if own and exits:
+            raise UsageError(
+                f"{type(traced.root).__name__} has {len(own)} exits of its own, and no others can be added",
+                "Leave the sites out: its own exits are used.",
+            )
+        self.exits = tuple(Exit(item.site, None) for item in own) or tuple(exits)
+        if boost is not None and len(boost) != len(self.exits):
+            raise UsageError(
+                f"{len(boost)} temperatures for an ensemble of {len(self.exits)} exits and the output",
+                f"Give {len(self.exits)}: one for each but the first.",
+            )
+        self.boost = None if boost is None else tuple(boost)
+        self.policy = policy or never_leave(len(self.exits))
+        self.rescale_gradients = False
+        self._segments, self._branches = branch(traced, self.exits, own)
         self.train(traced.root.training)
 
     def forward(self, images: Tensor) -> Any:
-        """Logits (N, M) in evaluation; `(logits, {exit name: logits})` in training."""
-        return self.dense(images) if self.training else self.run(images).logits
+        """Logits (N, M) in evaluation; `Everything` in training."""
+        return self.everything(images) if self.training else self.run(images).logits
 
     def run(self, images: Tensor) -> Outcome:
         """Run (N, C, H, W) under the policy; work behind an exit is done for the rows that stay only.
 
         One synchronisation per exit on an accelerator (the number of rows that stay), none on a CPU.
+
+        Raises:
+            UsageError: The policy asks for learned gates, and an exit has none.
         """
         policy = self.policy
-        count = images.shape[0]
+        learned = policy.score == GATE
         state: tuple[Tensor, ...] = (images.contiguous(memory_format=self.memory_format),)
         # Rows are kept in the order in which they end: those that still run first, then those that left, the
         # last to leave first. Small operations cost as much as a layer of a small network: few are used.
         order: Tensor | None = None
-        active = count
+        active = images.shape[0]
         left: list[tuple[int, Tensor]] = []
-        for index, segment in enumerate(self._segments[:-1]):
-            state = segment(self.traced.root, *state)
-            if not policy.enabled(index):
+        ensemble: Tensor | None = None
+        for index, (segment, item) in enumerate(zip(self._segments, self._branches, strict=False)):
+            produced = segment(self.traced.root, *state)
+            state = produced[: item.live]
+            enabled = policy.enabled(index)
+            if not enabled and self.boost is None:
                 continue
-            logits = self.exits[index].head(state[self._positions[index]])
-            leaving = policy.leaves(index, policy.rate(index, logits))
+            read = [produced[position] for position in item.positions]
+            logits: Tensor | None = None
+            if not learned or self.boost is not None:
+                logits = ensemble = self._boosted(index, item.logits(self.traced.root, *read), ensemble)
+            if not enabled:
+                continue
+            scores = self._odds(index, read) if logits is None or learned else policy.rate(index, logits)
+            leaving = policy.leaves(index, scores)
             staying = active - int(leaving.sum())
             if staying == active:
                 continue
             if staying == 0:
-                left.append((index, logits))
+                left.append((index, item.logits(self.traced.root, *read) if logits is None else logits))
                 active = 0
                 break
             # Staying rows first, in their order: one sort gives both groups without asking for their sizes.
             ranked = leaving.to(torch.uint8).argsort(stable=True)
             kept, gone = ranked[:staying], ranked[staying:]
-            left.append((index, logits.index_select(0, gone)))
+            if logits is None:  # only those that leave need a prediction
+                gone_logits = item.logits(self.traced.root, *(take_rows(tensor, gone) for tensor in read))
+            else:
+                gone_logits = logits.index_select(0, gone)
+            left.append((index, gone_logits))
             order = ranked if order is None else torch.cat([order[:active][ranked], order[active:]])
             state = tuple(take_rows(tensor, kept) for tensor in state)
+            if self.boost is not None and ensemble is not None:
+                ensemble = ensemble.index_select(0, kept)
             active = staying
         if active:
             (final,) = self._segments[-1](self.traced.root, *state)
-            left.append((len(self.exits), final))
+            left.append((len(self.exits), self._boosted(len(self.exits), final, ensemble)))
         return _outcome(left, order)
+
+    def everything(self, images: Tensor) -> Everything:
+        """Run everything for every row."""
+        exits: dict[str, Tensor] = {}
+        gates: dict[str, Tensor] = {}
+        previous: Tensor | None = None
+
+        def predict(index: int, read: Sequence[Tensor]) -> None:
+            nonlocal previous
+            name, item = self.exits[index].site.name, self._branches[index]
+            exits[name] = previous = self._boosted(index, item.logits(self.traced.root, *read), previous)
+            if item.gate is not None:
+                gates[name] = item.gate(*read)
+
+        final = self._walk(images, predict)
+        return Everything(self._boosted(len(self.exits), final, previous), exits, gates)
 
     def dense(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Run everything for every row: the network's logits (N, M) and those of each exit by name."""
-        return self._walk(images, lambda head, tensor: head(tensor))
+        found = self.everything(images)
+        return found.logits, found.exits
 
     def pooled(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run everything: the network's logits (N, M) and each exit's pooled feature (N, D) by name."""
-        return self._walk(images, lambda head, tensor: head.pool(tensor))
+        """Run everything: the network's logits (N, M) and each exit's pooled feature (N, D) by name.
 
-    def _walk(
-        self, images: Tensor, read: Callable[[ExitHead, Tensor], Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        state: tuple[Tensor, ...] = (images.contiguous(memory_format=self.memory_format),)
+        For exits whose heads are `ExitHead`s.
+        """
         found: dict[str, Tensor] = {}
-        for segment, item, position in zip(self._segments, self.exits, self._positions, strict=False):
-            state = segment(self.traced.root, *state)
-            found[item.site.name] = read(item.head, state[position])
+
+        def pool(index: int, read: Sequence[Tensor]) -> None:
+            head = self.exits[index].head
+            assert isinstance(head, ExitHead)
+            found[self.exits[index].site.name] = head.pool(*read)
+
+        return self._walk(images, pool), found
+
+    def _walk(self, images: Tensor, visit: Callable[[int, Sequence[Tensor]], None]) -> Tensor:
+        """Run the trunk, show every exit what it reads, and return the logits of the network's last head."""
+        state: tuple[Tensor, ...] = (images.contiguous(memory_format=self.memory_format),)
+        for index, (segment, item) in enumerate(zip(self._segments, self._branches, strict=False)):
+            produced = segment(self.traced.root, *state)
+            behind = len(self.exits) - index  # exits after this one, the output among them
+            if self.rescale_gradients:
+                produced = tuple(scale_gradient(tensor, 1 / (behind + 1)) for tensor in produced)
+            visit(index, [produced[position] for position in item.positions])
+            state = produced[: item.live]
+            if self.rescale_gradients:
+                state = tuple(scale_gradient(tensor, behind) for tensor in state)
         (final,) = self._segments[-1](self.traced.root, *state)
-        return final, found
+        return final
+
+    def _boosted(self, index: int, logits: Tensor, previous: Tensor | None) -> Tensor:
+        if self.boost is None or previous is None:
+            return logits
+        return self.boost[index - 1] * previous.detach() + logits
+
+    def _odds(self, index: int, read: Sequence[Tensor]) -> Tensor:
+        gate = self._branches[index].gate
+        if gate is None:
+            raise UsageError(
+                f"the exit {self.exits[index].site.name} has no learned gate to decide by",
+                "Choose a score of its prediction: confidence, margin, distance or entropy.",
+            )
+        return gate(*read)
 
     def policy_json(self) -> dict[str, Any] | None:
         """The policy as JSON, or None without exits."""
@@ -140,25 +247,51 @@ class AdaptiveModel(NetworkView):
         return CostModel(self.backbone())
 
     @cached_property
+    def head_macs(self) -> tuple[HeadCost, ...]:
+        """MACs of each exit for one sample: its prediction, and its gate."""
+        return tuple(item.macs for item in self._branches)
+
+    @property
     def gate_macs(self) -> tuple[int, ...]:
-        """MACs of each exit head for one sample."""
-        shapes = [self.traced.node(item.site.node).meta["shape"] for item in self.exits]
-        return tuple(
-            count_module(item.head, (1, *shape[1:])) for item, shape in zip(self.exits, shapes, strict=True)
-        )
+        """MACs of each exit for one sample that leaves there."""
+        return tuple(sum(item) for item in self.head_macs)
 
     def exit_macs(self, policy: ThresholdPolicy | None = None) -> tuple[int, ...]:
         """MACs of one sample that leaves at exit 0, 1, ..., or runs to the end: `len(exits) + 1` numbers.
 
-        The gates a sample passes count; a gate that `policy` switches off is not computed. Without a
-        policy all gates count.
+        The heads a sample passes count; one that `policy` switches off is not computed, and where learned
+        gates decide, those that leave are the only ones that are predicted. Without a policy all heads count.
         """
-        gates = 0
+        learned = policy is not None and policy.score == GATE and self.boost is None
+        own = sum(
+            item.logits for item, exit_ in zip(self.head_macs, self.exits, strict=True) if not exit_.head
+        )
+        passed = 0
         macs = []
-        for index, (item, gate) in enumerate(zip(self.exits, self.gate_macs, strict=True)):
-            gates += gate if policy is None or policy.enabled(index) else 0
-            macs.append(item.site.macs_before + gates)
-        return (*macs, self.cost.total + gates)
+        for index, (item, head) in enumerate(zip(self.exits, self.head_macs, strict=True)):
+            computed = policy is None or policy.enabled(index) or self.boost is not None
+            gates = head.gate if policy is None or policy.score == GATE else 0
+            if computed and not learned:
+                passed += head.logits
+            passed += gates if computed else 0
+            macs.append(item.site.macs_before + passed + (head.logits if learned else 0))
+        return (*macs, self.cost.total - own + passed)
+
+    @property
+    def exit_nodes(self) -> frozenset[str]:
+        """Names of the nodes of the network at which exits read, or that yield their logits."""
+        read = {item.site.node for item in self.exits}
+        return frozenset(read.union(*(item.reads for item in self._branches), self.traced.own_exits))
+
+    def exits_passed(self) -> dict[str, int]:
+        """Name of a node of the network -> how many exits a sample has passed that computes it."""
+        heads = {name: index for index, item in enumerate(self._branches) for name in item.nodes}
+        ends = {item.site.node: index + 1 for index, item in enumerate(self.exits)}
+        found, passed = {}, 0
+        for node in self.traced.graph.nodes:
+            found[node.name] = heads.get(node.name, passed)
+            passed = ends.get(node.name, passed)
+        return found
 
 
 def _outcome(left: Sequence[tuple[int, Tensor]], order: Tensor | None) -> Outcome:
@@ -174,18 +307,3 @@ def _outcome(left: Sequence[tuple[int, Tensor]], order: Tensor | None) -> Outcom
         return Outcome(logits, exit_index)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(places), device=order.device))
     return Outcome(logits.index_select(0, back), exit_index.index_select(0, back))
-
-
-def _compile(
-    traced: Traced, exits: Sequence[Exit]
-) -> tuple[tuple[Callable[..., tuple[Tensor, ...]], ...], tuple[int, ...]]:
-    """The segments between exits as functions, and where each exit's tensor is in its segment's results."""
-    nodes = [traced.node(item.site.node) for item in exits]
-    segments = cut(traced.graph, nodes)
-    positions = []
-    for segment, node in zip(segments, nodes, strict=False):
-        stuck = [name for name in segment.outputs if not traced.node(name).meta["batched"]]
-        if stuck:
-            raise ModelError(f"rows cannot leave at {node.meta['name']}: {stuck[0]} is not split by sample")
-        positions.append(segment.outputs.index(node.name))
-    return tuple(compile_graph(segment.graph) for segment in segments), tuple(positions)

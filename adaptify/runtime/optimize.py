@@ -6,6 +6,7 @@ import copy
 from typing import overload
 
 import torch
+from torch import nn
 
 from adaptify.runtime.adaptive import AdaptiveModel, Exit
 from adaptify.runtime.fast import fast_form, has_maps
@@ -38,12 +39,21 @@ def optimize(
             skipping.measure(table)
         return skipping
     backbone = model.backbone()
-    fast = fast_form(backbone, device, keep={item.site.node for item in model.exits})
+    fast = fast_form(backbone, device, keep=model.exit_nodes)
     exits = [
-        Exit(item.site, copy.deepcopy(item.head).requires_grad_(False).to(device)) for item in model.exits
+        Exit(item.site, _head_for_inference(item.head, device))
+        for item in model.exits
+        if item.head is not None
     ]
-    result = AdaptiveModel(fast, exits, model.policy)
-    result.memory_format = torch.channels_last if has_maps(backbone.root) else torch.contiguous_format
     # Folding and fusing change how the same products are computed, not how many there are.
-    result.cost, result.gate_macs, result.plan = model.cost, model.gate_macs, model.plan
+    result = AdaptiveModel(fast, exits, model.policy, boost=model.boost, cost=model.cost)
+    result.exits = tuple(
+        Exit(item.site, head.head) for item, head in zip(model.exits, result.exits, strict=True)
+    )
+    result.memory_format = torch.channels_last if has_maps(backbone.root) else torch.contiguous_format
+    result.head_macs, result.plan = model.head_macs, model.plan
     return result
+
+
+def _head_for_inference(head: nn.Module, device: torch.device) -> nn.Module:
+    return copy.deepcopy(head).requires_grad_(False).to(device)

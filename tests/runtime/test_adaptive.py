@@ -210,7 +210,7 @@ def test_names_in_the_network_cannot_clash_with_the_adaptive_model() -> None:
 
 def test_training_mode_returns_the_logits_of_every_exit_with_gradients() -> None:
     model = with_exits(cifar_resnet(), (3, 32, 32)).train()
-    logits, exits = model(images(4))
+    logits, exits, _ = model(images(4))
     assert logits.shape == (4, 10)
     assert {name: tuple(values.shape) for name, values in exits.items()} == {
         "layer1": (4, 10),
