@@ -1,6 +1,6 @@
 """The methods, one file a paper. Importing this package registers them all."""
 
-from adaptify.methods import dgate, gumbel, importance, lcnet, sgad
+from adaptify.methods import boostnet, dgate, gumbel, gumbel_exits, importance, lcnet, sgad
 from adaptify.methods.base import (
     ExitFit,
     Fit,
@@ -21,9 +21,11 @@ __all__ = [
     "GatingMethod",
     "JudgingMethod",
     "Method",
+    "boostnet",
     "dgate",
     "find_method",
     "gumbel",
+    "gumbel_exits",
     "importance",
     "lcnet",
     "method_names",

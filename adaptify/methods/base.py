@@ -65,14 +65,18 @@ class ExitFit(Fit):
     """What training exits gives.
 
     Attributes:
-        score: Which score of the exits decides (a key of `runtime.policy.SCORES`).
+        score: Which score of the exits decides (a key of `runtime.policy.SCORES`, or `GATE`).
         holdout: What each exit says about the samples that the policy is chosen on.
         test: The same for the samples that results are reported on.
+        temperatures: What the logits of each exit were divided by before they were scored; None: 1.
+        history: The training, epoch by epoch, where the network was trained with its exits.
     """
 
     score: str
     holdout: ExitRecords
     test: ExitRecords
+    temperatures: tuple[float, ...] | None = None
+    history: History | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

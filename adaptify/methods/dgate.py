@@ -12,15 +12,14 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaptify.data import Data, Split
-from adaptify.errors import ModelError
+from adaptify.gates.exit_head import ExitHead
 from adaptify.graph.cost import CostModel
-from adaptify.graph.placement import default_exits
-from adaptify.graph.sites import find_exits, select_sites
 from adaptify.graph.trace import Traced
 from adaptify.methods.base import ExitFit, FitContext, GatingMethod, Section, register
+from adaptify.methods.exits import choose_sites
 from adaptify.plan import PlaceExit
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.optimize import optimize
@@ -85,14 +84,7 @@ class DGate(GatingMethod[Gates, Train]):
 
     def place(self, traced: Traced, cost: CostModel, classes: int) -> tuple[PlaceExit, ...]:
         """Put a gate after every stage but the last, or at the sites that were named."""
-        sites = find_exits(traced, cost)
-        wanted = self.gates.sites
-        chosen = default_exits(traced, cost, sites) if wanted is None else select_sites(sites, wanted)
-        if not chosen:
-            raise ModelError(
-                f"{type(traced.root).__name__} has no place where samples could leave",
-                "`adaptify inspect` lists what was found; every path must meet in one tensor somewhere.",
-            )
+        chosen = choose_sites(traced, cost, self.gates.sites)
         return tuple(
             PlaceExit(site=site.name, channels=site.channels, classes=classes, pool=self.gates.pool)
             for site in chosen
@@ -121,11 +113,11 @@ class DGate(GatingMethod[Gates, Train]):
                 device=context.device,
                 progress=context.progress,
             )
-            for item in model.exits:
-                weight, bias = solutions[item.site.name]
+            for name, linear in _layers(model).items():
+                weight, bias = solutions[name]
                 with torch.no_grad():
-                    item.head.linear.weight.copy_(weight)
-                    item.head.linear.bias.copy_(bias)
+                    linear.weight.copy_(weight)
+                    linear.bias.copy_(bias)
             return ExitFit(
                 score=self.score,
                 holdout=self._records(model, holdout),
@@ -139,7 +131,7 @@ class DGate(GatingMethod[Gates, Train]):
 
     def _advice(self, model: AdaptiveModel) -> tuple[str, ...]:
         """What the user could try when gates have too little to go by."""
-        narrow = [item.site.name for item in model.exits if item.head.linear.in_features < _NARROW]
+        narrow = [name for name, linear in _layers(model).items() if linear.in_features < _NARROW]
         if not narrow:
             return ()
         return (
@@ -183,9 +175,14 @@ class DGate(GatingMethod[Gates, Train]):
         rate = SCORES[self.score]
         scores, predictions = [], []
         with torch.no_grad():
-            for item in model.exits:
-                logits = item.head.linear(cache.site(item.site.name).tensor().float())
+            for name, linear in _layers(model).items():
+                logits = linear(cache.site(name).tensor().float())
                 scores.append(rate(logits))
                 predictions.append(logits.argmax(1))
         predictions.append(cache.site(_OUTPUT).tensor().squeeze(1))
         return ExitRecords(torch.stack(scores), torch.stack(predictions), cache.labels)
+
+
+def _layers(model: AdaptiveModel) -> dict[str, nn.Linear]:
+    """Name of an exit -> the linear layer that is its gate."""
+    return {item.site.name: item.head.linear for item in model.exits if isinstance(item.head, ExitHead)}

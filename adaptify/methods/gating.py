@@ -14,6 +14,7 @@ from adaptify.graph.program import compile_graph
 from adaptify.methods.base import FitContext, GateFit
 from adaptify.plan import GatePlace
 from adaptify.runtime.gated import GatedModel
+from adaptify.runtime.view import NetworkView
 from adaptify.training.gate_records import GateRecords, observe_gates
 from adaptify.training.history import Validation
 from adaptify.training.loop import train
@@ -35,7 +36,7 @@ def gate_place(site: GateSite) -> GatePlace:
 
 
 def distil_from_backbone(
-    options: Distill | None, model: GatedModel, device: torch.device
+    options: Distill | None, model: NetworkView, device: torch.device
 ) -> Distillation | None:
     """Distil from a copy of the network as it is now, without its gates; None if nothing is asked for."""
     if options is None:

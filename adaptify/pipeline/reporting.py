@@ -152,6 +152,7 @@ def training_part(options: Mapping[str, Any], history: History) -> dict[str, Any
                 "holdout_accuracy": row.validation.accuracy,
                 "kept": row.validation.kept,
                 "images_per_second": row.images_per_second,
+                "figures": dict(row.extra),
             }
             for row in history.rows
         ],
@@ -186,13 +187,9 @@ def layer_rows(model: Adapted, runs: Mapping[str, float] | None = None) -> list[
 
 def _runs_by_exits(model: AdaptiveModel, exit_index: Tensor) -> dict[str, float]:
     """Name of a node -> share of the samples that have not left before it."""
-    ends = {item.site.node for item in model.exits}
-    passed = 0
-    runs = {}
-    for node in model.traced.graph.nodes:
-        runs[node.name] = float((exit_index >= passed).double().mean())
-        passed += node.name in ends
-    return runs
+    return {
+        name: float((exit_index >= passed).double().mean()) for name, passed in model.exits_passed().items()
+    }
 
 
 def _parameters(root: nn.Module, node: fx.Node) -> int:

@@ -54,7 +54,7 @@ class EpochRow:
         seconds: Of the whole epoch, in wall-clock time.
         kept: Fraction of MACs in training, where the objective tells; a mean over the images.
         terms: What the loss is made of; means over the images.
-        extra: What the caller observed.
+        extra: What else the objective told (means over the images), and what the caller observed.
     """
 
     epoch: int

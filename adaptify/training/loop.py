@@ -187,7 +187,7 @@ class _Loop:
                     seconds=time.monotonic() - started,
                     kept=meter.means.get("kept"),
                     terms=meter.terms,
-                    extra=dict(extra),
+                    extra=meter.figures | dict(extra),
                 )
                 state.rows.append(row)
                 log.add(row)

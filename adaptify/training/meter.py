@@ -30,7 +30,8 @@ class Meter:
 
     Attributes:
         images: Images seen.
-        means: Mean of each figure at the last reading: `loss`, `accuracy`, `loss.<term>`, and `kept` if told.
+        means: Mean of each figure at the last reading: `loss`, `accuracy`, `loss.<term>`; if told, `kept`
+            and `train.<figure>`.
     """
 
     def __init__(self) -> None:
@@ -54,9 +55,16 @@ class Meter:
     @property
     def terms(self) -> dict[str, float]:
         """Means of the terms of the loss."""
-        return {
-            name.removeprefix("loss."): mean for name, mean in self.means.items() if name.startswith("loss.")
-        }
+        return self._under("loss.")
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Means of what else the objective tells."""
+        return self._under("train.")
+
+    def _under(self, prefix: str) -> dict[str, float]:
+        found = {name: mean for name, mean in self.means.items() if name.startswith(prefix)}
+        return {name.removeprefix(prefix): mean for name, mean in found.items()}
 
     def add(self, step: int, loss: Loss, labels: Tensor) -> None:
         """Take in one batch with `labels` (B,) of optimizer step `step`; waits for nothing."""
@@ -64,6 +72,7 @@ class Meter:
             "loss": loss.total.detach(),
             "accuracy": (loss.logits.detach().argmax(1) == labels).float().mean(),
             **{f"loss.{name}": value.detach() for name, value in loss.terms.items()},
+            **{f"train.{name}": value.detach() for name, value in loss.figures.items()},
         }
         if loss.kept is not None:
             figures["kept"] = loss.kept.detach()

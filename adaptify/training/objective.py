@@ -45,12 +45,14 @@ class Loss:
         logits: (B, M), from which accuracy is told.
         terms: Detached scalars that `total` is made of, for the metrics.
         kept: Detached scalar: the fraction of MACs that this batch took, where that is less than all.
+        figures: Detached scalars that are worth watching and no part of `total`.
     """
 
     total: Tensor
     logits: Tensor
     terms: Mapping[str, Tensor] = field(default_factory=dict)
     kept: Tensor | None = None
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Objective(Protocol):

@@ -22,6 +22,8 @@ class TrainingEpoch(Part):
         holdout_accuracy: Accuracy on the held-out samples after it; `None` where there are none.
         kept: MACs as a fraction of the whole network's after it; `None` where they cannot change.
         images_per_second: Training samples per second.
+        figures: What else is worth watching, by name: `valid.EXIT`, the share of the samples that the exit
+            had left to learn; `leave.EXIT`, the share that its gate let go.
     """
 
     epoch: int
@@ -32,6 +34,7 @@ class TrainingEpoch(Part):
     holdout_accuracy: Fraction | None = None
     kept: float | None = None
     images_per_second: float | None = None
+    figures: dict[str, float] = {}
 
 
 class Training(Part):

@@ -1,0 +1,92 @@
+"""Exits whose gates learn who leaves (Herrmann, Bowen and Zabih, ECCV 2020, sections 5 and S1.5).
+
+At every site, a classifier as in MSDNet, and a Gumbel gate that sees the same features. Gates, classifiers
+and network are trained together: gates are drawn, and what it costs where samples leave is held against a
+target.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from adaptify.data import Data
+from adaptify.graph.cost import CostModel
+from adaptify.graph.trace import Traced
+from adaptify.methods.base import ExitFit, FitContext, GatingMethod, Section, register
+from adaptify.methods.exits import choose_sites, train_exits
+from adaptify.methods.gating import distil_from_backbone
+from adaptify.plan import PlaceExit
+from adaptify.runtime.adaptive import AdaptiveModel
+from adaptify.runtime.policy import GATE, ThresholdPolicy
+from adaptify.training.exit_loss import LearnedExitsObjective
+from adaptify.training.options import LoopOptions
+
+
+class Gates(Section):
+    """Which exits, and where.
+
+    Attributes:
+        sites: Names or globs of exit sites; None puts one after every stage but the last.
+        head: The classifier: `convolutional`, as in MSDNet, or `linear`, one layer on the average.
+        width: Filters of the convolutions of classifiers and gates.
+    """
+
+    sites: tuple[str, ...] | None = None
+    head: Literal["linear", "convolutional"] = "convolutional"
+    width: int = Field(default=128, ge=1, le=1 << 12)
+
+
+class Train(LoopOptions):
+    """How network, classifiers and gates are trained together.
+
+    Attributes:
+        target: Fraction of the MACs at which using less is worth nothing more.
+        compute_weight: Weight of the squared distance above the target.
+        auxiliary: Weight of the cross-entropy of every classifier over all samples, beside that of each
+            over the samples that leave there.
+    """
+
+    target: float = Field(default=0.5, gt=0, le=1)
+    compute_weight: float = Field(default=2.0, ge=0)
+    auxiliary: float = Field(default=1.0, ge=0)
+
+
+@register
+class GumbelExits(GatingMethod[Gates, Train]):
+    """Early exits with gates that are drawn in training."""
+
+    name = "gumbel_exits"
+    summary = "early exits with gates that learn, together with the network, who leaves"
+    Gates = Gates
+    Train = Train
+
+    def place(self, traced: Traced, cost: CostModel, classes: int) -> tuple[PlaceExit, ...]:
+        """Put a classifier and a gate after every stage but the last, or at the sites that were named."""
+        options = self.gates
+        return tuple(
+            PlaceExit(
+                site=site.name,
+                channels=site.channels,
+                classes=classes,
+                head=options.head,
+                width=options.width,
+                gate=True,
+            )
+            for site in choose_sites(traced, cost, options.sites)
+        )
+
+    def fit(self, model: AdaptiveModel, data: Data, context: FitContext) -> ExitFit:
+        """Train network, classifiers and gates together."""
+        settings = self.train
+        objective = LearnedExitsObjective(
+            model.exit_macs(ThresholdPolicy((0.0,) * len(model.exits), GATE)),
+            model.cost.total,
+            settings.target,
+            weight=settings.compute_weight,
+            auxiliary=settings.auxiliary,
+            label_smoothing=settings.label_smoothing,
+            distillation=distil_from_backbone(settings.distill, model, context.device),
+        )
+        return train_exits(model, data, settings, objective, context, score=GATE)
