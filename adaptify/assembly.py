@@ -63,8 +63,19 @@ def assemble(traced: Traced, steps: Sequence[Step], policy: Mapping[str, Any] | 
     if gates:
         return place_gates(traced, gates[0], None if policy is None else policy_from_json(policy))
     limits = None if policy is None else ThresholdPolicy.from_json(policy)
-    boost = boosts[0].temperatures if boosts else None
-    return AdaptiveModel(traced, place_exits(traced, exits), limits, boost=boost)
+    heads = place_exits(traced, exits)
+    if not boosts:
+        return AdaptiveModel(traced, heads, limits)
+    for item in heads:
+        _silence(item.head)
+    return AdaptiveModel(traced, heads, limits, boost=boosts[0].temperatures)
+
+
+def _silence(head: nn.Module | None) -> None:
+    """Let a fresh head say 0: the sum of all exits, which is the output, is what the network says."""
+    if isinstance(head, (ExitHead, ConvHead)):
+        nn.init.zeros_(head.linear.weight)
+        nn.init.zeros_(head.linear.bias)
 
 
 def reshape(traced: Traced, steps: Sequence[Step]) -> Traced:

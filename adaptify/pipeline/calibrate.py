@@ -66,7 +66,13 @@ def calibrate(
         file=run / folder.RECIPE,
         options={f"calibrate.{key}": request.get(key) for key in _REQUESTS},
     )
-    doubts = calibrate_model(model, records["holdout"], request, score=model.policy.score)
+    doubts = calibrate_model(
+        model,
+        records["holdout"],
+        request,
+        score=model.policy.score,
+        temperatures=model.policy.temperatures,
+    )
     for note in doubts:
         progress.note(note)
     # The time of the last real run was another operating point's.
@@ -79,6 +85,8 @@ def calibrate(
         records["test"],
         timing=timing,
         notes=before.notes,
+        base_accuracy=before.before.accuracy,
+        training=None if before.training is None else before.training.model_dump(),
     )
     if not dry_run:
         with folder.changed_run(run) as work:

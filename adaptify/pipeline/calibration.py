@@ -16,7 +16,12 @@ _FEWEST = 10
 
 
 def calibrate_model(
-    model: AdaptiveModel, holdout: ExitRecords, request: Mapping[str, Any], *, score: str
+    model: AdaptiveModel,
+    holdout: ExitRecords,
+    request: Mapping[str, Any],
+    *,
+    score: str,
+    temperatures: tuple[float, ...] | None = None,
 ) -> tuple[str, ...]:
     """Set `model.policy` to what `request` asks for, and put frontier and choice into `model.plan`.
 
@@ -25,6 +30,7 @@ def calibrate_model(
         holdout: What every exit says about the samples to choose on; the network is not run.
         request: `max_drop` (points of top-1) and/or `max_macs` (fraction kept), or `thresholds`.
         score: Which score of an exit the records hold.
+        temperatures: What the logits of each exit were divided by before they were scored.
 
     Returns:
         What the user should know about the choice.
@@ -33,7 +39,7 @@ def calibrate_model(
         TargetError: Nothing on the frontier fits the request.
         UsageError: The thresholds do not fit the exits.
     """
-    macs = model.exit_macs()
+    macs = model.exit_macs(ThresholdPolicy((0.0,) * len(model.exits), score))
     correct = holdout.correct.numpy()
     scores = holdout.scores.numpy()
     frontier = search_thresholds(scores, correct, macs, model.cost.total)
@@ -42,7 +48,7 @@ def calibrate_model(
         point = evaluate_thresholds(scores, correct, macs, wanted)
     else:
         point = frontier.choose(max_drop=request.get("max_drop"), max_macs=request.get("max_macs"))
-    model.policy = ThresholdPolicy(point.thresholds, score)
+    model.policy = ThresholdPolicy(point.thresholds, score, temperatures)
     if model.plan is not None:
         found = {
             "policy": model.policy.to_json(),

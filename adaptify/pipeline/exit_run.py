@@ -12,7 +12,7 @@ from adaptify.methods import ExitFit
 from adaptify.pipeline import folder
 from adaptify.pipeline.calibration import calibrate_model
 from adaptify.pipeline.job import Job, peak_memory
-from adaptify.pipeline.reporting import build_report
+from adaptify.pipeline.reporting import build_report, training_part
 from adaptify.recipe import CalibrateSection
 from adaptify.report.schema import Report
 from adaptify.runtime.adaptive import AdaptiveModel
@@ -28,7 +28,9 @@ def conclude_exits(fitted: ExitFit, model: AdaptiveModel, job: Job) -> Report:
         TargetError: The request cannot be met, or skipping changes what samples do.
     """
     request = job.recipe.calibrate.request()
-    doubts = calibrate_model(model, fitted.holdout, request, score=fitted.score)
+    doubts = calibrate_model(
+        model, fitted.holdout, request, score=fitted.score, temperatures=fitted.temperatures
+    )
     for note in (*fitted.notes, *doubts):
         job.progress.note(note)
     artifact.save(model, job.run.work / folder.MODEL)
@@ -58,7 +60,20 @@ def conclude_exits(fitted: ExitFit, model: AdaptiveModel, job: Job) -> Report:
         fitted.test,
         timing=timing,
         notes=[*job.data.notes, *job.network.notes, *fitted.notes, *doubts],
+        base_accuracy=None if fitted.history is None else _accuracy_before(job),
+        training=None
+        if fitted.history is None
+        else training_part(job.recipe.train.model_dump(mode="json"), fitted.history),
     )
+
+
+def _accuracy_before(job: Job) -> float:
+    """Accuracy on the test samples of the network as it came."""
+    network = optimize(AdaptiveModel(job.network.traced).eval(), job.device)
+    size = job.recipe.run.batch_size
+    return evaluate(
+        network, job.data.test, batch_size=size, device=job.device, progress=job.progress
+    ).accuracy
 
 
 def check_target(target: CalibrateSection, model: AdaptiveModel) -> None:

@@ -13,7 +13,7 @@ from adaptify import artifact
 from adaptify.data import Data
 from adaptify.data.open import Part
 from adaptify.environment import describe_environment
-from adaptify.errors import AdaptifyError, UsageError
+from adaptify.errors import AdaptifyError, ModelError, UsageError
 from adaptify.files import write_text
 from adaptify.methods import FitContext, JudgingMethod
 from adaptify.pipeline import folder
@@ -88,6 +88,12 @@ def open_all(recipe: Recipe, *, progress: Progress = SILENT) -> Opened:
     """
     network = open_network(recipe.model, recipe.data)
     classes = classes_of(network)  # it must return one score per class
+    if network.traced.own_exits:
+        raise ModelError(
+            f"{recipe.model.checkpoint} has {len(network.traced.own_exits)} exits of its own: what they need "
+            "cannot be pruned yet",
+            "Let samples leave at them: adaptify retrofit --method boostnet.",
+        )
     gated = gates_of(recipe.model.checkpoint, trust_code=recipe.model.trust_pickle)
     if gated is not None and isinstance(make_method(recipe), JudgingMethod):
         gated = None

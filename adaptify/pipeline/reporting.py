@@ -35,6 +35,8 @@ def build_report(
     *,
     timing: Mapping[str, float | None],
     notes: Sequence[str] = (),
+    base_accuracy: float | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> Report:
     """Put the report of an adaptive network together.
 
@@ -46,6 +48,8 @@ def build_report(
         records: What every exit says about every test sample.
         timing: Seconds and bytes worth reporting.
         notes: What the user should know.
+        base_accuracy: Of the network as it came; None: it is the same as without leaving early.
+        training: The `training` part, where the network was trained with its exits.
     """
     macs = evaluation.macs(model.exit_macs(model.policy)).double()
     base = model.cost.total
@@ -55,7 +59,11 @@ def build_report(
     value: dict[str, Any] = {
         **provenance(model),
         "data": dict(data),
-        "before": {"accuracy": records.base_accuracy, "macs": base},
+        "before": {
+            "accuracy": records.base_accuracy if base_accuracy is None else base_accuracy,
+            "macs": base,
+        },
+        "training": training,
         "after": {
             "accuracy": evaluation.accuracy,
             "macs": float(macs.mean()),

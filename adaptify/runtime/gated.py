@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from adaptify.errors import ModelError
 from adaptify.graph.channels import Channels, find_channels
 from adaptify.graph.cost import CostModel, count_module
 from adaptify.graph.gate_cost import GateCost
@@ -67,6 +68,11 @@ class GatedModel(NetworkView):
             channels: The channels of the network, where they are known.
             whole: Names of nodes that run in full, whatever the gates say.
         """
+        if traced.own_exits:
+            raise ModelError(
+                f"{type(traced.root).__name__} has exits of its own, beside which nothing else can be closed",
+                "Use its exits: --method boostnet.",
+            )
         super().__init__(traced, {decider.name: decider.module for decider in deciders})
         self.deciders = tuple(deciders)
         self.policy: Policy = policy or GatePolicy()
