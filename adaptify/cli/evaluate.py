@@ -9,6 +9,7 @@ from adaptify.cli.options import (
     Arch,
     ArchKwargs,
     BatchSize,
+    Budgets,
     Data,
     Device,
     InputSize,
@@ -38,6 +39,7 @@ def evaluate(
     batch_size: BatchSize = None,
     workers: Workers = None,
     skip_corrupt: SkipCorrupt = False,
+    budget: Budgets = None,
     device: Device = None,
     arch: Arch = None,
     arch_kwargs: ArchKwargs = None,
@@ -48,12 +50,16 @@ def evaluate(
 ) -> None:
     """Run a network over test images, and measure it.
 
-    Accuracy, MACs and images per second; what leaves at an exit is really left out of the rest. A run
-    knows the data it was made with; for everything else, say --data.
+    Accuracy, MACs and images per second; what leaves at an exit, or what gates close, is really left out.
+    A run knows the data it was made with; for everything else, say --data.
+
+    With --budget, the network runs once more for each budget, under the policy that was the most accurate
+    within it on held-out images.
 
     \b
     Examples:
       adaptify evaluate
+      adaptify evaluate --budget 0.3,0.5,45M
       adaptify evaluate runs/resnet56-dgate-001 --data other-images --batch-size 1
       adaptify evaluate model.safetensors --data images --device cuda
       adaptify evaluate resnet56.th --data cifar10:data
@@ -69,6 +75,7 @@ def evaluate(
     from adaptify.runtime.allocator import keep_freed_memory
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
+    wanted = values.budgets(budget, "--budget") or []
     found = find_target(target)
     if target is None:
         console.say(f"run: {found}")
@@ -97,6 +104,7 @@ def evaluate(
         found,
         model=settings.model,
         data=settings.data,
+        budgets=wanted,
         batch_size=settings.run.batch_size,
         device=settings.run.device,
         trust_code=trust_pickle,
@@ -107,10 +115,18 @@ def evaluate(
 
 
 def _facts(result: Result) -> dict[str, Any]:
-    return {
+    facts = {
         "format": "adaptify.evaluation",
         "version": 1,
         **asdict(result),
         "kept": result.macs / result.base_macs,
-        "images_per_second": result.samples / result.seconds if result.seconds else None,
+        "images_per_second": _rate(result.samples, result.seconds),
     }
+    budgets = [
+        {**row, "images_per_second": _rate(result.samples, row["seconds"])} for row in facts.pop("budgets")
+    ]
+    return {**facts, "budgets": budgets} if budgets else facts
+
+
+def _rate(samples: int, seconds: float) -> float | None:
+    return samples / seconds if seconds else None

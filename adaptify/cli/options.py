@@ -204,6 +204,15 @@ Thresholds = Annotated[
     ),
 ]
 
+Budgets = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        metavar="B,B,...",
+        help="Budgets for a sample, on average: fractions of the MACs to KEEP (0.3,0.5), or MACs (45M).",
+    ),
+]
+
 # --- Running ---
 
 Output = Annotated[

@@ -5,7 +5,7 @@ Imported by a command when it has something to show. Names go in as `Text`: they
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import RenderableType
@@ -99,8 +99,13 @@ def evaluation(result: Result) -> tuple[RenderableType, ...]:
     if result.seconds:
         figures.add_row("Images per second", whole(round(result.samples / result.seconds)))
     title = f"{result.target} on {result.data} ({whole(result.samples)} test samples)"
-    if len(result.exits) == 1:
-        return titled(title, figures)
+    parts = titled(title, figures)
+    if len(result.exits) > 1:
+        parts = *parts, "", *_exits(result)
+    return (*parts, "", *_budgets(result)) if result.budgets else parts
+
+
+def _exits(result: Result) -> tuple[RenderableType, ...]:
     rows = table(["exit", "leave", "samples", "MACs", "of full", "accuracy"])
     for item in result.exits:
         rows.add_row(
@@ -111,7 +116,29 @@ def evaluation(result: Result) -> tuple[RenderableType, ...]:
             percent(item.macs / result.base_macs),
             "-" if item.accuracy is None else percent(item.accuracy, 2),
         )
-    return *titled(title, figures), "", *titled("Exits (accuracy: of the samples that leave there)", rows)
+    return titled("Exits (accuracy: of the samples that leave there)", rows)
+
+
+def _budgets(result: Result) -> tuple[RenderableType, ...]:
+    rows = table(["budget", "policy", "kept", "MACs", "accuracy", "images/s"], left=2)
+    for item in result.budgets:
+        rows.add_row(
+            quantity(item.asked) if item.absolute else percent(item.asked),
+            word(_policy(item.policy)),
+            percent(item.kept),
+            quantity(item.macs),
+            percent(item.accuracy, 2),
+            whole(round(result.samples / item.seconds)) if item.seconds else "-",
+        )
+    return titled("Budgets (policies chosen on held-out samples)", rows)
+
+
+def _policy(policy: Mapping[str, Any]) -> str:
+    if "tau" in policy:
+        tau = policy["tau"]
+        # A threshold just below 1 is not 1, which would close everything.
+        return f"tau {tau:.3g}" if tau in (0, 1) or 0.001 <= tau <= 0.999 else f"tau {tau:.12g}"
+    return ", ".join(_limit(threshold) for threshold in policy["thresholds"])
 
 
 def _limit(threshold: float | None) -> str:

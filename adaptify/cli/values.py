@@ -109,6 +109,21 @@ def macs_or_fraction(text: str | None, option: str) -> Budget | None:
         ) from error
 
 
+def budgets(text: str | None, option: str) -> list[Budget] | None:
+    """Read budgets with commas between; see `macs_or_fraction`.
+
+    Raises:
+        UsageError: One of them is none.
+
+    >>> [str(budget) for budget in budgets("0.5, 45M", "--budget")]
+    ['50.0% of the MACs', '45.0 M MACs']
+    """
+    if text is None:
+        return None
+    read = (macs_or_fraction(part, option) for part in text.split(","))
+    return [budget for budget in read if budget is not None]
+
+
 def json_object(text: str | None, option: str) -> dict[str, Any] | None:
     """Read a JSON object.
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from adaptify import artifact
 from adaptify.assembly import Adapted
@@ -18,9 +21,11 @@ from adaptify.pipeline.prepare import input_spec, open_network
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import DataSection, ModelSection, resolve
 from adaptify.runtime.adaptive import AdaptiveModel
+from adaptify.runtime.budget import Budget
 from adaptify.runtime.device import pick_device
 from adaptify.runtime.gated import GatedModel
 from adaptify.runtime.optimize import optimize
+from adaptify.runtime.skipping.model import SkippingModel
 from adaptify.training.evaluate import evaluate
 from adaptify.training.gate_records import observe_gates
 
@@ -45,6 +50,29 @@ class ExitResult:
 
 
 @dataclass(frozen=True)
+class BudgetResult:
+    """What the network did on the test samples within one budget.
+
+    Attributes:
+        asked: The budget: a fraction of the network's MACs, or a number of them.
+        absolute: Whether it is a number of MACs.
+        policy: The policy that was chosen for it on held-out samples, as JSON.
+        accuracy: Top-1 accuracy in [0, 1].
+        macs: Mean MACs per sample.
+        kept: The same as a fraction of those of the network without gates.
+        seconds: Time of the network alone.
+    """
+
+    asked: float
+    absolute: bool
+    policy: dict[str, Any]
+    accuracy: float
+    macs: float
+    kept: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Result:
     """What a network did on the test samples.
 
@@ -57,6 +85,7 @@ class Result:
         base_macs: MACs per sample of the network without exits.
         seconds: Time of the network alone.
         exits: One row per exit and the output.
+        budgets: What came of each budget that was asked for.
     """
 
     target: str
@@ -67,6 +96,7 @@ class Result:
     base_macs: int
     seconds: float
     exits: tuple[ExitResult, ...]
+    budgets: tuple[BudgetResult, ...] = ()
 
 
 def evaluate_target(
@@ -74,6 +104,7 @@ def evaluate_target(
     *,
     model: ModelSection | None = None,
     data: DataSection | None = None,
+    budgets: Sequence[Budget] = (),
     batch_size: int = 256,
     device: str = "auto",
     trust_code: bool = False,
@@ -85,14 +116,16 @@ def evaluate_target(
         target: What to run.
         model: How to load it, if it is a plain checkpoint.
         data: The data set; a run folder knows its own.
+        budgets: What else to run it within, beside its own policy.
         batch_size: Images per batch.
         device: auto, cpu, cuda or cuda:N.
         trust_code: Whether an artifact may be built by code of the user.
         progress: Told how far it is.
 
     Raises:
-        UsageError: The data is missing or does not fit.
+        UsageError: The data is missing or does not fit, or the network knows no budgets.
         ModelError: The target cannot be loaded.
+        TargetError: A budget is less than the network can do with.
     """
     where = pick_device(device)
     recipe_file = target / folder.RECIPE
@@ -101,6 +134,7 @@ def evaluate_target(
     if data is None or not data.source:
         raise UsageError(f"no data to evaluate {target} on", "Say which images: --data FOLDER.")
     network, spec = _open(target, model, data, trust_code)
+    policies = [network.policy_within(budget) for budget in budgets]
     opened = open_data(
         data.source,
         input=spec,
@@ -112,44 +146,75 @@ def evaluate_target(
         progress=progress,
     )
     check_labels(opened, network.num_classes)
-    if isinstance(network, GatedModel):
-        return _evaluate_gates(network, target, opened, batch_size, where, progress)
-    found = evaluate(
-        optimize(network, where), opened.test, batch_size=batch_size, device=where, progress=progress
-    )
-    macs = network.exit_macs(network.policy)
-    right = found.predictions == found.labels
+    # Gates that are the same for all samples leave nothing to skip at run time.
+    is_static = isinstance(network, GatedModel) and not network.per_sample
+    runs = network.to(where) if is_static else optimize(network, where)
+    found = _measure(runs, opened, batch_size, where, progress)
     rows = []
-    for index, name in enumerate([*(item.site.name for item in network.exits), "output"]):
-        left = found.exit_index == index
-        accuracy = float(right[left].double().mean()) if left.any() else None
-        rows.append(ExitResult(name, int(left.sum()), float(left.double().mean()), macs[index], accuracy))
+    for budget, policy in zip(budgets, policies, strict=True):
+        runs.policy = policy
+        seen = _measure(runs, opened, batch_size, where, progress)
+        rows.append(
+            BudgetResult(
+                asked=budget.amount,
+                absolute=budget.absolute,
+                policy=policy.to_json(),
+                accuracy=seen.accuracy,
+                macs=seen.macs,
+                kept=seen.macs / network.cost.total,
+                seconds=seen.seconds,
+            )
+        )
     return Result(
         target=str(target),
         data=opened.name,
-        samples=len(found.labels),
+        samples=len(opened.test),
         accuracy=found.accuracy,
-        macs=float(found.macs(macs).double().mean()),
+        macs=found.macs,
         base_macs=network.cost.total,
-        seconds=found.seconds or 0.0,
-        exits=tuple(rows),
+        seconds=found.seconds,
+        exits=found.exits,
+        budgets=tuple(rows),
     )
 
 
-def _evaluate_gates(
-    network: GatedModel,
-    target: Path,
-    data: Data,
-    batch_size: int,
-    device: torch.device,
-    progress: Progress,
-) -> Result:
-    runs = optimize(network, device) if network.per_sample else network.to(device)
+@dataclass(frozen=True)
+class _Measured:
+    """What a network did under one policy; see `Result`."""
+
+    accuracy: float
+    macs: float
+    seconds: float
+    exits: tuple[ExitResult, ...]
+
+
+def _measure(
+    runs: Adapted | SkippingModel, data: Data, batch_size: int, device: torch.device, progress: Progress
+) -> _Measured:
+    """Run a network on `device` over the test samples."""
+    if isinstance(runs, AdaptiveModel):
+        found = evaluate(runs, data.test, batch_size=batch_size, device=device, progress=progress)
+        macs = runs.exit_macs(runs.policy)
+        mean = float(found.macs(macs).double().mean())
+        right = found.predictions == found.labels
+        return _Measured(
+            found.accuracy, mean, found.seconds or 0.0, _exits(runs, found.exit_index, right, macs)
+        )
     seen = observe_gates(runs, data.test, batch_size=batch_size, device=device, progress=progress)
-    base = network.cost.total
-    macs = float(seen.macs.mean())
-    row = ExitResult("output", len(seen.labels), 1.0, round(macs), seen.accuracy)
-    return Result(str(target), data.name, len(seen.labels), seen.accuracy, macs, base, seen.seconds, (row,))
+    mean = float(seen.macs.mean())
+    row = ExitResult("output", len(seen.labels), 1.0, round(mean), seen.accuracy)
+    return _Measured(seen.accuracy, mean, seen.seconds, (row,))
+
+
+def _exits(
+    model: AdaptiveModel, exit_index: Tensor, right: Tensor, macs: Sequence[int]
+) -> tuple[ExitResult, ...]:
+    rows = []
+    for index, name in enumerate([*(item.site.name for item in model.exits), "output"]):
+        left = exit_index == index
+        accuracy = float(right[left].double().mean()) if left.any() else None
+        rows.append(ExitResult(name, int(left.sum()), float(left.double().mean()), macs[index], accuracy))
+    return tuple(rows)
 
 
 def _open(

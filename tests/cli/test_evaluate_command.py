@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from command_line import RUN, Cli, read_report, snapshot
 
+from adaptify import artifact
+
 
 def test_it_measures_what_the_report_says(home: Path, cli: Cli) -> None:
     before = snapshot(home)
@@ -72,6 +74,59 @@ def test_other_data_for_a_run(home: Path, cli: Cli) -> None:
     assert (found["data"], found["samples"]) == ("fake:50", 10)
     found = cli("evaluate", RUN, "--data", "digits", "--val-split", "0.5", "--json").json
     assert 890 <= found["samples"] <= 905
+
+
+def test_each_budget_has_a_row(home: Path, cli: Cli) -> None:
+    before = snapshot(home)
+    plain = cli("evaluate", "--json").json
+    assert "budgets" not in plain
+    half = 0.5 * plain["base_macs"]
+    said = cli("evaluate", "--budget", f"0.45,{half / 1000:.3f}K,2", "--json")
+    assert said.code == 0, said.err
+    cheap, middle, dear = said.json["budgets"]
+    assert {key: said.json[key] for key in ("accuracy", "macs", "exits")} == {
+        key: plain[key] for key in ("accuracy", "macs", "exits")
+    }
+    assert (cheap["asked"], cheap["absolute"]) == (0.45, False)
+    assert (middle["asked"], middle["absolute"]) == (pytest.approx(half, abs=1), True)
+    # The figures are those of the test images: they are near what the held-out ones had, and not the same.
+    assert cheap["kept"] == pytest.approx(0.45, abs=0.05)
+    assert middle["kept"] == pytest.approx(0.5, abs=0.05)
+    assert cheap["macs"] == pytest.approx(cheap["kept"] * plain["base_macs"])
+    frontier = artifact.read_plan(RUN).frontier
+    assert frontier is not None
+    for row, limit in ((cheap, 0.45), (middle, 0.5), (dear, 2.0)):
+        within = [p for p in frontier["points"] if p["macs"] <= limit * plain["base_macs"]]
+        chosen = max(within, key=lambda point: (point["accuracy"], -point["macs"]))
+        assert row["policy"]["thresholds"] == chosen["thresholds"]
+        assert 0.5 < row["accuracy"] <= 1
+        assert row["images_per_second"] > 0
+    assert snapshot(home) == before
+
+
+def test_the_table_of_budgets_fits_a_terminal(home: Path, cli: Cli) -> None:
+    said = cli("evaluate", RUN, "--budget", "0.45,0.6")
+    assert said.code == 0, said.err
+    assert "Budgets (policies chosen on held-out samples)" in said.out
+    rows = [line.split() for line in said.out.splitlines() if line.startswith(("45.0%", "60.0%"))]
+    assert [row[0] for row in rows] == ["45.0%", "60.0%"]
+    assert max(map(len, said.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ([str(RUN), "--budget", "0.5,half"], 2, "--budget 'half' is neither a fraction of the MACs"),
+        ([str(RUN), "--budget", "0.5,0.001"], 5, "down to 0.1% of the network's"),
+        ([str(RUN), "--budget", "1K"], 5, "The cheapest point keeps"),
+        (["digits.pt", "--data", "digits", "--budget", "0.5"], 2, "it carries no frontier"),
+    ],
+)
+def test_what_no_budget_can_be_is_told(words: list[str], code: int, told: str, home: Path, cli: Cli) -> None:
+    said = cli("evaluate", *words)
+    assert said.code == code, said.err
+    assert told in said.err
+    assert said.out == ""
 
 
 @pytest.mark.parametrize(

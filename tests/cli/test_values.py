@@ -25,6 +25,7 @@ def test_the_examples_in_the_docstrings_hold() -> None:
         values.size,
         values.thresholds,
         values.macs_or_fraction,
+        values.budgets,
         values.json_object,
     ],
 )
@@ -55,6 +56,7 @@ def test_what_is_not_given_stays_not_given(read: Callable[[None, str], Any]) -> 
         (values.macs_or_fraction, "nan", "--option 'nan' is neither a fraction"),
         (values.macs_or_fraction, "4e7", "--option '4e7' is neither a fraction"),
         (values.macs_or_fraction, "5T", "--option '5T' is neither a fraction"),
+        (values.budgets, "0.5,,45M", "--option '' is neither a fraction"),
         (values.json_object, "{", "--option '{' is not JSON"),
         (values.json_object, "3", "--option '3' is no JSON object"),
     ],
