@@ -18,9 +18,10 @@ from adaptify.errors import UsageError
 from adaptify.runtime.frontier import Frontier, OperatingPoint
 from adaptify.training.threshold_search import ThresholdSearch
 
-__all__ = ["Frontier", "OperatingPoint", "evaluate_thresholds", "search_thresholds"]
+__all__ = ["Frontier", "OperatingPoint", "Samples", "evaluate_thresholds", "search_thresholds"]
 
-_MAX_POINTS = 100
+MAX_POINTS = 100
+"""Of a frontier."""
 
 _Floats = NDArray[np.float64]
 _Bools = NDArray[np.bool_]
@@ -42,12 +43,12 @@ def search_thresholds(scores: ArrayLike, correct: ArrayLike, macs: ArrayLike, ba
     Raises:
         UsageError: Shapes do not fit, a score is NaN or +inf, or MACs do not ascend.
     """
-    samples = _Samples.checked(scores, correct, macs)
+    samples = Samples.checked(scores, correct, macs)
     never = samples.evaluate((math.inf,) * samples.gates)
     points = []
     if samples.gates:
         search = ThresholdSearch(samples.scores, samples.correct, samples.macs)
-        found = map(samples.evaluate, map(tuple, search.run(_MAX_POINTS - 1).tolist()))
+        found = map(samples.evaluate, map(tuple, search.run(MAX_POINTS - 1).tolist()))
         points = [p for p in found if (p.macs, p.accuracy) != (never.macs, never.accuracy)]
     return Frontier((*points, never), base_accuracy=never.accuracy, base_macs=float(base_macs))
 
@@ -60,7 +61,7 @@ def evaluate_thresholds(
     Raises:
         UsageError: As `search_thresholds`; or a threshold is missing or NaN.
     """
-    samples = _Samples.checked(scores, correct, macs)
+    samples = Samples.checked(scores, correct, macs)
     if len(thresholds) != samples.gates:
         raise UsageError(
             f"{len(thresholds)} thresholds for {samples.gates} exits",
@@ -72,15 +73,26 @@ def evaluate_thresholds(
 
 
 @dataclass(frozen=True)
-class _Samples:
-    """The arguments of the search, checked: scores (S, N), correct (S + 1, N), macs (S + 1,)."""
+class Samples:
+    """What thresholds are chosen on, as `search_thresholds` takes it.
+
+    Attributes:
+        scores: (S, N).
+        correct: (S + 1, N).
+        macs: (S + 1,).
+    """
 
     scores: _Floats
     correct: _Bools
     macs: _Floats
 
     @classmethod
-    def checked(cls, scores: ArrayLike, correct: ArrayLike, macs: ArrayLike) -> _Samples:
+    def checked(cls, scores: ArrayLike, correct: ArrayLike, macs: ArrayLike) -> Samples:
+        """Make arrays of the arguments.
+
+        Raises:
+            UsageError: As `search_thresholds`.
+        """
         s = np.asarray(scores, dtype=np.float64)
         c = np.asarray(correct, dtype=np.bool_)
         m = np.asarray(macs, dtype=np.float64)
@@ -103,17 +115,28 @@ class _Samples:
 
     @property
     def gates(self) -> int:
+        """S."""
         return len(self.scores)
 
-    def evaluate(self, thresholds: tuple[float, ...]) -> OperatingPoint:
+    @property
+    def count(self) -> int:
+        """N."""
+        return int(self.scores.shape[1])
+
+    def exits(self, thresholds: Sequence[float]) -> NDArray[np.intp]:
+        """(N,) the gate at which each sample leaves; S: the output."""
         limits = np.asarray(thresholds, dtype=np.float64)[:, None]
         leaves = np.vstack([self.scores >= limits, np.ones_like(self.correct[:1])])
-        exits = leaves.argmax(axis=0)  # the first gate that lets the sample leave
+        found: NDArray[np.intp] = leaves.argmax(axis=0)  # the first gate that lets the sample leave
+        return found
+
+    def evaluate(self, thresholds: tuple[float, ...]) -> OperatingPoint:
+        """What `thresholds`, one per gate, give."""
+        exits = self.exits(thresholds)
         counts = np.bincount(exits, minlength=self.gates + 1)
-        samples = exits.size
         return OperatingPoint(
             thresholds=thresholds,
-            accuracy=float(self.correct[exits, np.arange(samples)].sum() / samples),
-            macs=float(counts @ self.macs / samples),
-            exit_shares=tuple((counts / samples).tolist()),
+            accuracy=float(self.correct[exits, np.arange(self.count)].sum() / self.count),
+            macs=float(counts @ self.macs / self.count),
+            exit_shares=tuple((counts / self.count).tolist()),
         )

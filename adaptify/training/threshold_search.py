@@ -161,10 +161,10 @@ def _levels(scores: _Floats) -> tuple[NDArray[np.intp], _Floats]:
         ends = ends[np.linspace(0, len(ends) - 1, _MAX_LEVELS).round().astype(np.intp)]
     level = np.empty(len(scores), dtype=np.intp)
     level[order] = np.searchsorted(ends, np.arange(len(scores)))
-    return level, np.append(math.inf, _between(following[ends], values[ends]))
+    return level, np.append(math.inf, between(following[ends], values[ends]))
 
 
-def _between(below: _Floats, above: _Floats) -> _Floats:
+def between(below: _Floats, above: _Floats) -> _Floats:
     """Thresholds t with below < t <= above, in the middle, or at `above` where there is no middle.
 
     They are float32 numbers where possible, because that is how the runtime compares scores.
