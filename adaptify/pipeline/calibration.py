@@ -52,7 +52,7 @@ def calibrate_model(
     if model.plan is not None:
         found = {
             "policy": model.policy.to_json(),
-            "frontier": frontier.to_json(),
+            "frontier": {**frontier.to_json(), "policy": model.policy.to_json()},
             "calibration": _calibration(frontier, point, len(holdout.labels), request),
         }
         model.plan = model.plan.model_copy(update=found)

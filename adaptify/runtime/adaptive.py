@@ -108,7 +108,7 @@ class AdaptiveModel(NetworkView):
                 f"Give {len(self.exits)}: one for each but the first.",
             )
         self.boost = None if boost is None else tuple(boost)
-        self.policy = policy or never_leave(len(self.exits))
+        self.policy: ThresholdPolicy = policy or never_leave(len(self.exits))
         self.rescale_gradients = False
         self._segments, self._branches = branch(traced, self.exits, own)
         self.train(traced.root.training)
