@@ -22,7 +22,7 @@ from adaptify.training.threshold_search import between
 
 # Beyond p = e^40 or e^-40, all samples but a share of 1e-17 leave at one end.
 _STEEPEST = 40.0
-_HALVINGS = 60
+_HALVINGS = 45
 # Shares are sums of float64: that much more than a whole number of samples is that number.
 _ROUNDING = 1e-9
 
@@ -76,6 +76,16 @@ def ratio_for(macs: ArrayLike, budget: float) -> float:
     return math.exp(low)
 
 
+def threshold_of_top(scores: _Floats, count: int) -> float:
+    """The threshold that the `count` highest of scores (K,) reach, and more only where scores are equal."""
+    ranked = np.sort(scores[scores > -math.inf])[::-1]
+    if count <= 0 or not len(ranked):
+        return math.inf
+    last = ranked[min(count, len(ranked)) - 1]
+    below = ranked[ranked < last]
+    return float(between(below[:1] if len(below) else np.array([-math.inf]), np.array([last]))[0])
+
+
 def quota_thresholds(scores: ArrayLike, quotas: ArrayLike) -> tuple[float, ...]:
     """The thresholds under which the samples leave by quota.
 
@@ -93,7 +103,7 @@ def quota_thresholds(scores: ArrayLike, quotas: ArrayLike) -> tuple[float, ...]:
     thresholds = []
     for row, wanted in zip(rows, gone, strict=True):
         missing = int(wanted) - (count - int(staying.sum()))
-        thresholds.append(_threshold_of_top(row[staying], missing))
+        thresholds.append(threshold_of_top(row[staying], missing))
         staying &= row < thresholds[-1]
     return tuple(thresholds)
 
@@ -120,7 +130,7 @@ def lower_thresholds(samples: Samples, thresholds: Sequence[float]) -> tuple[flo
         ends = np.append(ranked[:-1] > ranked[1:], True)  # equal scores leave together
         good = np.flatnonzero(ends & (gained[1:] >= gained[now])) + 1 if len(here) else here
         if len(good) and good[-1] > now:
-            found[gate] = _threshold_of_top(ranked, int(good[-1]))
+            found[gate] = threshold_of_top(ranked, int(good[-1]))
     return tuple(found)
 
 
@@ -165,13 +175,3 @@ def _ascending(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
         if not found or point.accuracy > found[-1].accuracy:
             found.append(point)
     return found
-
-
-def _threshold_of_top(scores: _Floats, count: int) -> float:
-    """The threshold that at least `count` of the scores (K,) reach; more only where scores are equal."""
-    ranked = np.sort(scores[scores > -math.inf])[::-1]
-    if count <= 0 or not len(ranked):
-        return math.inf
-    last = ranked[min(count, len(ranked)) - 1]
-    below = ranked[ranked < last]
-    return float(between(below[:1] if len(below) else np.array([-math.inf]), np.array([last]))[0])

@@ -62,6 +62,10 @@ class ExitRecords:
             labels.cpu(),
         )
 
+    def take(self, rows: Tensor) -> ExitRecords:
+        """The records of the samples at positions `rows`, (K,) int64."""
+        return ExitRecords(self.scores[:, rows], self.predictions[:, rows], self.labels[rows])
+
     @property
     def correct(self) -> Tensor:
         """(S + 1, N) bool: whether each prediction is right."""
