@@ -46,19 +46,22 @@ def inspect(
       adaptify inspect resnet56.th
       adaptify inspect model.pth --arch timm:convnext_atto --depth 3 --all
       adaptify inspect runs/resnet56-dgate-001
+      adaptify inspect torchvision:resnet50
       adaptify inspect model.pth --json | jq .exits
     """
     from adaptify.cli import values
     from adaptify.cli.console import Console
     from adaptify.cli.inspect_tables import inspection
     from adaptify.cli.runs import find_target
+    from adaptify.models.registry import is_public_name
     from adaptify.pipeline.inspect import inspect as work
     from adaptify.pipeline.prepare import open_network
     from adaptify.recipe import DataSection, ModelSection
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
+    named = str(checkpoint)
     model = ModelSection(
-        checkpoint=str(find_target(checkpoint)),
+        checkpoint=named if is_public_name(named) else str(find_target(checkpoint)),
         arch=arch,
         arch_kwargs=values.json_object(arch_kwargs, "--arch-kwargs") or {},
         trust_pickle=trust_pickle,
@@ -80,5 +83,6 @@ def _next(facts: Inspection, model: ModelSection) -> str:
         return shlex.join(["adaptify", "calibrate", model.checkpoint, "--max-drop", "1.0"])
     words = ["adaptify", "retrofit", model.checkpoint]
     words += ["--arch", model.arch] if model.arch else []
+    words += ["--method", "boostnet"] if facts.own_exits else []
     words += ["--trust-pickle"] if model.trust_pickle else []
     return f"{shlex.join(words)} --data FOLDER --max-drop 0.5"

@@ -161,9 +161,11 @@ def _show_plan(recipe: Settings, console: Console) -> None:
     # No image is decoded: that is part of the work.
     data = open_recipe_data(recipe, network.architecture.input, model.num_classes, parts=())
     if isinstance(model, AdaptiveModel):
-        rows, table = exits_rows(model), exits_planned
+        rows = exits_rows(model)
+        table = exits_planned(rows, network.cost.total, model.exit_macs()[-1])
     else:
-        rows, table = gates_rows(model), gates_planned
+        rows = gates_rows(model)
+        table = gates_planned(rows, network.cost.total)
     for note in (*network.notes, *data.notes):
         console.note(note)
     console.data(
@@ -182,7 +184,7 @@ def _show_plan(recipe: Settings, console: Console) -> None:
         f"{network.architecture.name}, {quantity(network.cost.total)} MACs",
         f"{data.name}: {', '.join(f'{whole(len(split))} images {use}' for split, use in parts)}",
         "",
-        table(rows, network.cost.total),
+        table,
     )
     console.say("dry run: nothing was trained or written")
 

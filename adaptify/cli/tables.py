@@ -40,8 +40,8 @@ def titled(title: str, body: Table) -> tuple[RenderableType, ...]:
     return Text(printable(title), style="bold"), body
 
 
-def exits_planned(rows: Sequence[dict[str, Any]], total: int) -> Table:
-    """Return the exits of a dry run, and a last row for samples that run through (`total` MACs)."""
+def exits_planned(rows: Sequence[dict[str, Any]], total: int, whole_way: int) -> Table:
+    """Return the exits of a dry run, and a last row for samples that go the whole way (MACs, of `total`)."""
     shown = table(["exit", "channels", "MACs of gate", "MACs to leave", "of full"])
     for row in rows:
         shown.add_row(
@@ -51,7 +51,6 @@ def exits_planned(rows: Sequence[dict[str, Any]], total: int) -> Table:
             quantity(row["macs"]),
             percent(row["macs"] / total),
         )
-    whole_way = total + sum(row["gate_macs"] for row in rows)
     shown.add_row("output", "", "", quantity(whole_way), percent(whole_way / total))
     return shown
 

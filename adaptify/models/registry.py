@@ -151,6 +151,12 @@ def resolve(name: str, kwargs: Mapping[str, Any] = _NO_KWARGS, *, file: str = ""
     return Architecture(full, arguments, spec)
 
 
+def is_public_name(text: str) -> bool:
+    """Whether `text` names a network of a registry, with its prefix: `torchvision:resnet50`."""
+    prefix, colon, _ = text.partition(":")
+    return bool(colon) and prefix in SOURCES
+
+
 def names() -> tuple[str, ...]:
     """All public names with their prefixes. Imports timm where it is installed."""
     return tuple(f"{source.prefix}:{name}" for source in SOURCES.values() for name in source.names())

@@ -17,6 +17,8 @@ from adaptify.recipe import CalibrateSection
 from adaptify.report.schema import Report
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.optimize import optimize
+from adaptify.runtime.policy import ThresholdPolicy
+from adaptify.text import quantity
 from adaptify.training.evaluate import evaluate
 from adaptify.training.records import save_records
 
@@ -80,7 +82,7 @@ def check_target(target: CalibrateSection, model: AdaptiveModel) -> None:
     """Refuse before the work what no training can reach.
 
     Raises:
-        UsageError: There are more or fewer thresholds than exits.
+        UsageError: There are more or fewer thresholds than exits, or one of them costs more than it can save.
         TargetError: The first exit costs more than what may be kept.
     """
     if target.thresholds is not None and len(target.thresholds) != len(model.exits):
@@ -89,6 +91,7 @@ def check_target(target: CalibrateSection, model: AdaptiveModel) -> None:
             f"{len(target.thresholds)} thresholds for {len(model.exits)} exits",
             f"Give one per exit, in order: {names}.",
         )
+    _check_order(model)
     cheapest = model.exit_macs()[0] / model.cost.total
     if target.max_macs is not None and target.max_macs < cheapest:
         raise TargetError(
@@ -96,6 +99,17 @@ def check_target(target: CalibrateSection, model: AdaptiveModel) -> None:
             f"the first exit, {model.exits[0].site.name}, is at {cheapest:.1%}",
             "Ask for more MACs, or put an exit earlier in the network with --sites.",
         )
+
+
+def _check_order(model: AdaptiveModel) -> None:
+    macs = model.exit_macs(ThresholdPolicy((0.0,) * len(model.exits), model.policy.score))
+    for item, here, later in zip(model.exits, macs, macs[1:], strict=False):
+        if here >= later:
+            raise UsageError(
+                f"leaving at {item.site.name} takes {quantity(here)} MACs, and going on to the next exit "
+                f"{quantity(later)}: it cannot pay",
+                "Take a smaller head there (gates.width, gates.pool, gates.head=linear), or other --sites.",
+            )
 
 
 def _check_skipping(differing: Tensor, run: Path) -> None:

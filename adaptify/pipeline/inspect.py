@@ -10,6 +10,7 @@ from torch import fx, nn
 from adaptify.graph.placement import default_exits
 from adaptify.graph.sites import BlockSite, ExitSite, find_blocks, find_exits
 from adaptify.pipeline.prepare import Network
+from adaptify.runtime.adaptive import AdaptiveModel
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Inspection:
         modules: All modules that run, in the order of the tree.
         exits: Where samples can leave.
         default_exits: Names of the exits that are placed unless others are named.
+        own_exits: Whether those are exits that the network has of its own.
         placed: Exits that the network has already, and their thresholds (None: never taken).
         blocks: The residual blocks.
         notes: What loading and tracing had to decide.
@@ -59,6 +61,7 @@ class Inspection:
     modules: tuple[ModuleFacts, ...]
     exits: tuple[ExitSite, ...]
     default_exits: tuple[str, ...]
+    own_exits: bool
     placed: dict[str, float | None]
     blocks: tuple[BlockSite, ...]
     notes: tuple[str, ...]
@@ -71,7 +74,9 @@ class Inspection:
 def inspect(network: Network) -> Inspection:
     """Find out what is in a network and where gates can go."""
     traced, cost = network.traced, network.cost
-    exits = find_exits(traced, cost)
+    own = tuple(item.site for item in AdaptiveModel(traced, cost=cost).exits)
+    exits = own or find_exits(traced, cost)
+    chosen = own or default_exits(traced, cost, exits)
     return Inspection(
         architecture=network.architecture.name,
         kwargs=dict(network.architecture.kwargs),
@@ -81,7 +86,8 @@ def inspect(network: Network) -> Inspection:
         macs=cost.total,
         modules=_modules(network),
         exits=exits,
-        default_exits=tuple(site.name for site in default_exits(traced, cost, exits)),
+        default_exits=tuple(site.name for site in chosen),
+        own_exits=bool(own),
         placed=dict(network.placed),
         blocks=find_blocks(traced, cost),
         notes=network.notes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ from adaptify.graph.cost import CostModel
 from adaptify.graph.trace import Traced, trace
 from adaptify.input_spec import InputSpec
 from adaptify.methods import GatingMethod, Method, find_method
-from adaptify.models.registry import Architecture
-from adaptify.plan import GatesStep, PlaceExit, Plan, Source, Step
+from adaptify.models.registry import Architecture, is_public_name, resolve
+from adaptify.plan import ExitsStep, GatesStep, Plan, Source, Step
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import DataSection, ModelSection, Recipe
 from adaptify.runtime.adaptive import AdaptiveModel
@@ -54,12 +55,20 @@ class Network:
     gated: GatedModel | None = None
 
 
-def open_network(model: ModelSection, data: DataSection | None = None) -> Network:
+def open_network(model: ModelSection, data: DataSection | None = None, *, seed: int = 0) -> Network:
     """Load the checkpoint of a recipe and trace it.
+
+    Args:
+        model: The checkpoint: a file, a run folder, or the name of a public architecture (`adaptify:NAME`,
+            `torchvision:NAME`, `timm:NAME`), which gets random weights.
+        data: How images are shown to it.
+        seed: Of random weights.
 
     Raises:
         UsageError, ModelError: As loading and tracing do.
     """
+    if is_public_name(model.checkpoint) and not Path(model.checkpoint).exists():
+        return _build_fresh(model, data, seed)
     if artifact.is_artifact(model.checkpoint):
         return _open_artifact(model, data)
     loaded = load_model(
@@ -168,6 +177,22 @@ def classes_of(network: Network) -> int:
     return AdaptiveModel(network.traced).num_classes
 
 
+def _build_fresh(model: ModelSection, data: DataSection | None, seed: int) -> Network:
+    """A network with random weights, to be trained from scratch."""
+    architecture = _with_input(resolve(model.checkpoint, model.arch_kwargs), data)
+    if model.arch is not None and resolve(model.arch).name != architecture.name:
+        raise UsageError(
+            f"the checkpoint is the architecture {architecture.name}, and --arch is {model.arch}",
+            "Leave --arch out, or name a file as the checkpoint.",
+        )
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        module = architecture.build()
+    source = Source(checkpoint=f"{architecture.name} (random weights, seed {seed})", sha256="")
+    note = f"{architecture.name} starts from random weights: train it for many epochs"
+    return _network(trace(module.eval(), architecture.input.shape), architecture, source, (note,))
+
+
 def _open_artifact(model: ModelSection, data: DataSection | None) -> Network:
     """The backbone of a network that adaptify made before."""
     plan = artifact.read_plan(model.checkpoint)
@@ -180,7 +205,7 @@ def _open_artifact(model: ModelSection, data: DataSection | None) -> Network:
     if isinstance(made, AdaptiveModel):
         limits = (limit if math.isfinite(limit) else None for limit in made.policy.thresholds)
         placed = dict(zip((item.site.name for item in made.exits), limits, strict=True))
-    steps = tuple(step for step in plan.steps if not isinstance(step, (PlaceExit, GatesStep)))
+    steps = tuple(step for step in plan.steps if not isinstance(step, (ExitsStep, GatesStep)))
     gated = made if isinstance(made, GatedModel) else None
     return replace(network, placed=placed, steps=steps, gated=gated)
 

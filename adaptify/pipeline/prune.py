@@ -86,7 +86,7 @@ def open_all(recipe: Recipe, *, progress: Progress = SILENT) -> Opened:
     Raises:
         AdaptifyError: Whatever makes the work impossible.
     """
-    network = open_network(recipe.model, recipe.data)
+    network = open_network(recipe.model, recipe.data, seed=recipe.run.seed)
     classes = classes_of(network)  # it must return one score per class
     if network.traced.own_exits:
         raise ModelError(

@@ -69,7 +69,7 @@ def preview(recipe: Recipe) -> Preview:
     Raises:
         AdaptifyError: Whatever makes the work impossible.
     """
-    network = open_network(recipe.model, recipe.data)
+    network = open_network(recipe.model, recipe.data, seed=recipe.run.seed)
     steps = make_gating_method(recipe).place(network.traced, network.cost, classes_of(network))
     # The network as it came is still needed: its accuracy stands beside that of the result.
     model = with_fresh_gates(recipe, network, steps).eval()

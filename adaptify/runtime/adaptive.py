@@ -12,6 +12,7 @@ from torch import Tensor
 from adaptify.errors import UsageError
 from adaptify.gates.exit_head import ExitHead
 from adaptify.gates.gradient import scale_gradient
+from adaptify.gates.learned_exit import LearnedExit
 from adaptify.graph.cost import CostModel
 from adaptify.graph.own_exits import find_own_exits
 from adaptify.graph.trace import Traced
@@ -108,7 +109,9 @@ class AdaptiveModel(NetworkView):
                 f"Give {len(self.exits)}: one for each but the first.",
             )
         self.boost = None if boost is None else tuple(boost)
-        self.policy: ThresholdPolicy = policy or never_leave(len(self.exits))
+        learned = bool(exits) and all(isinstance(item.head, LearnedExit) for item in exits)
+        score = GATE if learned else "distance"
+        self.policy: ThresholdPolicy = policy or never_leave(len(self.exits), score)
         self.rescale_gradients = False
         self._segments, self._branches = branch(traced, self.exits, own)
         self.train(traced.root.training)
