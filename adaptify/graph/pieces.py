@@ -1,4 +1,7 @@
-"""A network as a row of pieces, each a network by itself: residual blocks, and what lies between them."""
+"""A network as a row of pieces, each a network by itself: residual blocks, and what lies between them.
+
+The piece of a block can be cut once more, behind its first layer.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,14 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from adaptify.graph.adapters import ChannelGather
 from adaptify.graph.leftovers import is_relu
 from adaptify.graph.segments import Segment, cut
-from adaptify.graph.sites import BlockSite
+from adaptify.graph.sites import BlockSite, nodes_between
 from adaptify.graph.trace import Traced
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_GATHER = "adaptify_gather"  # where the rest of a block keeps what selects channels of the given value
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,83 @@ def without_branch(piece: Traced, block: BlockSite) -> Traced:
         if not node.users and node.op not in ("placeholder", "output"):
             graph.erase_node(node)
     return Traced(_subtree(piece.root, graph), graph, piece.input_shape)
+
+
+def end_of_first_layer(piece: Traced, first: str) -> fx.Node | None:
+    """Return the node that yields the value of a block's first layer, for each row of the batch.
+
+    The BatchNorm and the ReLU that alone read it count as a part of it, as they run in one with it.
+
+    Args:
+        piece: The block.
+        first: Name of the node of the layer.
+
+    Returns:
+        The node; None where the layer yields several tensors that are all used.
+    """
+    node = piece.node(first)
+    while len(node.users) == 1:
+        (user,) = node.users
+        if node.meta["batched"] and not _runs_with_layer(piece.root, user):
+            break
+        node = user
+    return node if node.meta["batched"] else None
+
+
+def head_of(piece: Traced, end: fx.Node) -> Traced:
+    """Return the part of a block that computes the value of `end` from what enters it."""
+    (x,) = piece.graph.find_nodes(op="placeholder")
+    inside = nodes_between(x, end)
+    for node in piece.graph.nodes:
+        if node is end:
+            break
+        # What nobody reads may change a tensor in place.
+        if not node.users and inside.issuperset(node.all_input_nodes):
+            inside.add(node)
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in piece.graph.nodes:
+        if node is x or node in inside or not inside.isdisjoint(node.users):
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(copies[end])
+    return Traced(_subtree(piece.root, graph), graph, piece.input_shape)
+
+
+def tail_of(piece: Traced, end: fx.Node, gather: ChannelGather | None = None) -> Traced:
+    """Return the rest of a block for those who have the value of `end`, as its second input.
+
+    Args:
+        piece: The block, or what surgery and masks have made of it.
+        end: A node of the block as it was, whose value is given in full.
+        gather: Selects the channels of that value that `piece` still has; None: all of them.
+    """
+    graph = copy.deepcopy(piece.graph)
+    x = next(iter(graph.nodes))
+    with graph.inserting_after(x):
+        value = graph.placeholder("given")
+    value.meta = dict(end.meta)
+    # Where all of the branch has become a constant, the value is not needed.
+    node = next((node for node in graph.nodes if node.name == end.name), None)
+    if node is not None:
+        before = nodes_between(x, node)
+        node.replace_all_uses_with(value)
+        for other in reversed(graph.nodes):
+            if not other.users and (other in before or other.op == "get_attr"):
+                graph.erase_node(other)
+    root = _subtree(piece.root, graph)
+    if node is not None and gather is not None:
+        root.add_module(_GATHER, gather)
+        with graph.inserting_after(value):
+            selected = graph.call_module(_GATHER, (value,))
+        selected.meta = dict(node.meta)
+        value.replace_all_uses_with(selected, delete_user_cb=lambda user: user is not selected)
+    return Traced(root, graph, piece.input_shape)
+
+
+def _runs_with_layer(root: nn.Module, node: fx.Node) -> bool:
+    """Whether `node` is what convolutions are fused with."""
+    is_norm = node.op == "call_module" and isinstance(root.get_submodule(str(node.target)), _NORMS)
+    return is_norm or is_relu(root, node)
 
 
 def _does_something(segment: Segment) -> bool:

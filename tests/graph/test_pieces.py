@@ -11,10 +11,21 @@ from channel_nets import Net, conv, run
 from families import Family, scramble
 from torch import Tensor, nn
 
+from adaptify.graph.adapters import ChannelGather
+from adaptify.graph.channels import find_channels
 from adaptify.graph.cost import CostModel
-from adaptify.graph.pieces import Piece, cut_at_blocks, end_of, without_branch
-from adaptify.graph.sites import BlockSite, find_blocks, find_exits
-from adaptify.graph.surgery import remove_blocks
+from adaptify.graph.pieces import (
+    Piece,
+    cut_at_blocks,
+    end_of,
+    end_of_first_layer,
+    head_of,
+    tail_of,
+    without_branch,
+)
+from adaptify.graph.program import compile_graph
+from adaptify.graph.sites import BlockSite, find_blocks, find_exits, first_layer
+from adaptify.graph.surgery import remove_blocks, remove_channels
 from adaptify.graph.trace import Traced, trace
 from adaptify.models.cifar_resnet import CifarResNet
 
@@ -135,6 +146,76 @@ def test_what_is_left_of_a_block_is_its_shortcut_and_the_relu_behind_it(shortcut
         assert not any("conv1" in name or "conv2" in name for name in names)
         # The piece itself is whole.
         assert float((run(piece.traced, x) - run(rest, x)).abs().max()) > 0.1
+
+
+def test_the_first_layer_and_the_rest_of_a_block_are_the_block(family: Family) -> None:
+    blocks = find_blocks(family.traced, family.cost)
+    if not blocks:
+        pytest.skip("no residual blocks")
+    some = {block.name for block in (*blocks[:4], *blocks[4::6])}
+    for piece in cut_at_blocks(family.traced, blocks):
+        if piece.block is None or piece.block.name not in some:
+            continue
+        first = first_layer(family.traced, piece.block, family.cost).name
+        end = end_of_first_layer(piece.traced, first)
+        assert end is not None
+        head, tail = head_of(piece.traced, end), tail_of(piece.traced, end)
+        x = torch.randn(2, *piece.traced.input_shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            value = run(head, x)
+            found = compile_graph(tail.graph)(tail.root, x, value)
+        assert torch.equal(found, run(piece.traced, x))
+        # Of what costs anything, the first layer alone runs ahead, and it does not run again.
+        inside = [node.name for node in head.graph.nodes if node.op not in ("placeholder", "output")]
+        assert [name for name in inside if family.cost.macs[name]] == [first]
+        assert first not in {node.name for node in tail.graph.nodes}
+
+
+def test_what_follows_the_first_layer_can_select_its_channels() -> None:
+    traced = resnet()
+    piece = cut_at_blocks(traced, find_blocks(traced, CostModel(traced)))[1]
+    assert piece.block is not None
+    end = end_of_first_layer(piece.traced, "layer1_0_conv1")
+    assert end is not None
+    assert end.op != "call_module" or str(end.target) != "layer1.0.conv1"
+    channels = find_channels(piece.traced)
+    keep = torch.arange(16) % 3 == 0
+    small = remove_channels(channels, {"layer1.0.conv1": keep})
+    tail = tail_of(small, end, ChannelGather(16, 1, keep.nonzero().flatten().tolist()))
+    x = torch.randn(2, *piece.traced.input_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        value = run(head_of(piece.traced, end), x)
+        assert value.shape[1] == 16
+        found = compile_graph(tail.graph)(tail.root, x, value)
+        torch.testing.assert_close(found, run(small, x), rtol=1e-5, atol=1e-6)
+
+
+def test_what_changes_a_tensor_in_place_unread_runs_with_the_first_layer() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.inner, self.outer = nn.BatchNorm2d(4), conv(4, 6), conv(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(x)
+            y.relu_()
+            z = self.inner(y)
+            z.relu_()
+            return x + self.outer(z)
+
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    traced = trace(nn.Sequential(conv(3, 4), Block(), head).eval(), (3, 8, 8))
+    cost = CostModel(traced)
+    (block,) = find_blocks(traced, cost)
+    piece = cut_at_blocks(traced, [block])[1].traced
+    end = end_of_first_layer(piece, first_layer(traced, block, cost).name)
+    assert end is not None
+    head_part, tail = head_of(piece, end), tail_of(piece, end)
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        value = run(head_part, x)
+        assert torch.equal(compile_graph(tail.graph)(tail.root, x, value), run(piece, x))
 
 
 def test_a_block_can_begin_at_the_images() -> None:

@@ -30,6 +30,7 @@ KINDS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "all channels by stage": ("gumbel", {"kind": "dependent", "per": "stage"}),
     "saliences": ("lcnet", {}),
     "parallel saliences": ("lcnet", {"execution": "parallel"}),
+    "parallel saliences of layers": ("lcnet", {"nets": ("layer",), "execution": "parallel"}),
     "saliences of channels": ("lcnet", {"nets": ("channel",)}),
 }
 """Method and options of its gates, by what they close."""

@@ -76,7 +76,7 @@ def test_skipping_is_masking(kind: str, way: str) -> None:
     assert worst(place(cifar(), kind), [WAYS[way]], (1, 2, 7) if way != "narrow" else (1, 7)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("kind", ["masks", "all channels", "saliences"])
+@pytest.mark.parametrize("kind", ["masks", "all channels", "saliences", "parallel saliences"])
 def test_skipping_is_masking_where_shortcuts_have_no_weights(kind: str) -> None:
     assert worst(place(cifar("A"), kind), [NEVER_MOVE, *WAYS.values()], (3,)) <= TOLERANCE
 
@@ -89,7 +89,7 @@ def test_skipping_is_masking_in_large_batches(kind: str) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["masks", "saliences"])
+@pytest.mark.parametrize("kind", ["masks", "saliences", "parallel saliences"])
 def test_skipping_is_masking_behind_squeeze_and_excitation(kind: str, build_family) -> None:
     family = GatedFamily(build_family("mobilenet_v3_small"))
     assert worst(place(family.traced, kind, family.cost), [WAYS["apart"]], (3,)) <= TOLERANCE

@@ -110,7 +110,7 @@ NETS: Mapping[str, Callable[[], nn.Module]] = {
     [
         (name, kind)
         for name in NETS
-        for kind in ("masks", "layers by stage", "saliences")
+        for kind in ("masks", "layers by stage", "saliences", "parallel saliences")
         if (name, kind) != ("only vectors", "masks")
     ],
 )
@@ -145,12 +145,13 @@ class Grouped(nn.Module):
         return x + self.outer(torch.relu(self.grouped(torch.relu(self.inner(x)))))
 
 
+@pytest.mark.parametrize("kind", ["saliences", "parallel saliences"])
 @pytest.mark.parametrize("groups", [1, 2, 8])
-def test_a_program_in_which_a_single_group_is_left_is_masked_as_the_whole(groups: int) -> None:
+def test_a_program_in_which_a_single_group_is_left_is_masked_as_the_whole(groups: int, kind: str) -> None:
     """A convolution with one group reads its channels, and one with more passes them on."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(4, 4, 1), Grouped(groups), Grouped(groups), *head())
-    model = place(traced_net(net, (4, 8, 8)), "saliences")
+    model = place(traced_net(net, (4, 8, 8)), kind)
     fast = SkippingModel(model, CPU)
     set_cost(fast, WAYS["narrow"])
     count = sum(site.gates for site in model.sites) // 2

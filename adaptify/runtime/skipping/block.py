@@ -2,7 +2,12 @@
 
 All rows at once, with what is closed masked; the open rows alone, in a smaller batch that is put back; or
 rows in groups, each with a program for the channels that they need. Which is the fastest follows from what
-the block costs on this machine. Notation: N rows, K gates of the block.
+the block costs on this machine.
+
+Where the first layer does not wait for the gates, all this is said of what follows it: its value, for all
+rows and channels, is a second input of the block.
+
+Notation: N rows, K gates of the block.
 """
 
 from __future__ import annotations
@@ -54,11 +59,19 @@ class SkippingBlock:
         self._has_channels = programs.gates > programs.has_layer_gate
         self.book = Codebook(programs)
 
-    def __call__(self, x: Tensor, gates: Tensor, host: npt.NDArray[np.floating]) -> Tensor:
-        """Run the block; `x` may be written over.
+    def beside(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Run what does not wait for the gates: the first layer for all rows, or nothing.
 
         Args:
             x: (N, ...).
+        """
+        return () if self.programs.head is None else (self.programs.head(x),)
+
+    def __call__(self, inputs: tuple[Tensor, ...], gates: Tensor, host: npt.NDArray[np.floating]) -> Tensor:
+        """Run the block; its inputs may be written over.
+
+        Args:
+            inputs: x (N, ...), and what ran beside the gates (N, ...).
             gates: (N, K), in [0, 1].
             host: The same in the memory of the host.
 
@@ -66,16 +79,16 @@ class SkippingBlock:
             (N, ...), each row as the whole block under its gates would give it.
         """
         if len(host) == 1 and not self._has_channels:
-            return self._run_one(x, gates, float(host[0, 0]))
+            return self._run_one(inputs, gates, float(host[0, 0]))
         opened = host > 0
         runs = opened[:, 0] if self.programs.has_layer_gate else np.ones(len(host), bool)
         count = int(np.count_nonzero(runs))
         if count == 0:
-            return x if self.programs.skipped is None else self.programs.skipped(x)
+            return self._skip(inputs[0])
         jobs = self._jobs(opened, runs, count)
         if jobs[0].rows is None:
-            return self._run_all(x, gates, host, runs, jobs[0].program)
-        return self._run_apart(x, gates, host, runs, jobs)
+            return self._run_all(inputs, gates, host, runs, jobs[0].program)
+        return self._run_apart(inputs, gates, host, runs, jobs)
 
     def seconds(self, count: int, total: int) -> float:
         """What the block will take for a batch of `total` rows of which `count` run it, all its channels."""
@@ -128,32 +141,44 @@ class SkippingBlock:
         """Seconds to run some rows apart from the others."""
         return self.cost.run(rows, _share(program)) + rows * self.cost.move + OVERHEAD_S
 
-    def _run_one(self, x: Tensor, gates: Tensor, gate: float) -> Tensor:
+    def _run_one(self, inputs: tuple[Tensor, ...], gates: Tensor, gate: float) -> Tensor:
         """Run a single row whose branch has the only gate."""
         if gate == 0:
-            return self._skip(x)
-        return self.programs.full(x) if gate == 1 else self.programs.masked(x, gates)
+            return self._skip(inputs[0])
+        return self.programs.full(*inputs) if gate == 1 else self.programs.masked(*inputs, gates)
 
     def _run_all(
-        self, x: Tensor, gates: Tensor, host: npt.NDArray[np.floating], runs: Bits, program: Narrow | None
+        self,
+        inputs: tuple[Tensor, ...],
+        gates: Tensor,
+        host: npt.NDArray[np.floating],
+        runs: Bits,
+        program: Narrow | None,
     ) -> Tensor:
         if program is not None or _scales(host[runs]):
-            return self._run(x, gates, host, program)
-        result = self.programs.full(x)
+            return self._run(inputs, gates, host, program)
+        result = self.programs.full(*inputs)
         closed = (~runs).nonzero()[0]
         if len(closed):
             rows = self._index(closed)
-            put_rows(result, rows, self._skip(take_rows(x, rows)))
+            put_rows(result, rows, self._skip(take_rows(inputs[0], rows)))
         return result
 
     def _run_apart(
-        self, x: Tensor, gates: Tensor, host: npt.NDArray[np.floating], runs: Bits, jobs: list[_Job]
+        self,
+        inputs: tuple[Tensor, ...],
+        gates: Tensor,
+        host: npt.NDArray[np.floating],
+        runs: Bits,
+        jobs: list[_Job],
     ) -> Tensor:
+        x = inputs[0]
         result = x if self.programs.skipped is None else None
         for job in jobs:
             assert job.rows is not None
             rows = self._index(job.rows)
-            values = self._run(take_rows(x, rows), gates[rows], host[job.rows], job.program)
+            taken = tuple(take_rows(value, rows) for value in inputs)
+            values = self._run(taken, gates[rows], host[job.rows], job.program)
             if result is None:
                 result = empty_batch(len(x), values)
             put_rows(result, rows, values)
@@ -165,14 +190,18 @@ class SkippingBlock:
         return result
 
     def _run(
-        self, x: Tensor, gates: Tensor, host: npt.NDArray[np.floating], program: Narrow | None
+        self,
+        inputs: tuple[Tensor, ...],
+        gates: Tensor,
+        host: npt.NDArray[np.floating],
+        program: Narrow | None,
     ) -> Tensor:
         """Run rows, scaled by those of their gates that are not 1."""
         if program is not None and not _scales(host[:, program.gates]):
-            return program.full(x)
+            return program.full(*inputs)
         if program is not None and program.masked is not None:
-            return program.masked(x, gates[:, torch.from_numpy(program.gates)])
-        return self.programs.masked(x, gates) if _scales(host) else self.programs.full(x)
+            return program.masked(*inputs, gates[:, torch.from_numpy(program.gates)])
+        return self.programs.masked(*inputs, gates) if _scales(host) else self.programs.full(*inputs)
 
     def _skip(self, x: Tensor) -> Tensor:
         return x if self.programs.skipped is None else self.programs.skipped(x)

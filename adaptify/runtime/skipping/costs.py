@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -108,21 +109,32 @@ def cost_key(description: str, device: torch.device) -> str:
 
 @torch.inference_mode()
 def measure_block(
-    run: Callable[[Tensor], Tensor],
+    run: Callable[..., Tensor],
     shape: tuple[int, ...],
     memory_format: torch.memory_format,
     device: torch.device,
+    beside: Callable[[Tensor], tuple[Tensor, ...]] = lambda x: (),
 ) -> BlockCost:
-    """Measure a block for rows of `shape` (without the batch); takes about fifty times what a row takes."""
-    batches = [_batch(size, shape, memory_format, device) for size in _SIZES]
-    seconds = [_median(lambda batch=batch: run(batch), device) for batch in batches]  # type: ignore[misc]
+    """Measure a block for rows of `shape` (without the batch); takes about fifty times what a row takes.
+
+    Args:
+        run: The block.
+        shape: Of a row of its first input.
+        memory_format: That of maps.
+        device: Where it runs.
+        beside: Makes its other inputs of the first; that is not measured.
+    """
+    firsts = [_batch(size, shape, memory_format, device) for size in _SIZES]
+    batches = [(x, *beside(x)) for x in firsts]
+    seconds = [_median(partial(run, *batch), device) for batch in batches]
     row, fixed = np.polyfit(_SIZES, seconds, 1)
     row = max(float(row), seconds[-1] / _SIZES[-1] / 2)
     batch = batches[-1]
     half = torch.arange(0, _SIZES[-1], 2, device=device)
 
     def move() -> None:
-        put_rows(batch, half, take_rows(batch, half))
+        first, *_ = [take_rows(value, half) for value in batch]
+        put_rows(batch[0], half, first)
 
     return BlockCost(max(float(fixed), 0.0), row, _median(move, device) / len(half))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -96,7 +96,7 @@ class SkippingModel(Budgeted, nn.Module):
         self.deciders = nn.ModuleDict(modules).eval().requires_grad_(False).to(device)
         traced = model.backbone()
         self.memory_format = torch.channels_last if has_maps(traced.root) else torch.contiguous_format
-        self._steps = _steps(traced, model.deciders, device)
+        self._steps = _steps(traced, model.deciders, model.whole, device)
         self._stretches = _stretches(self._steps, model.deciders)
         super().train(False)
 
@@ -123,7 +123,10 @@ class SkippingModel(Budgeted, nn.Module):
             if step.block is None:
                 continue
             layout = self.memory_format if len(step.shape) == 3 else torch.contiguous_format
-            measure = partial(measure_block, step.block.programs.full, step.shape, layout, self._device)
+            block = step.block
+            measure = partial(
+                measure_block, block.programs.full, step.shape, layout, self._device, block.beside
+            )
             step.block.cost = table.look_up(cost_key(step.description, self._device), measure)
 
     def warm_up(self, images: Tensor, decide: Decide | None = None) -> None:
@@ -168,6 +171,9 @@ class SkippingModel(Budgeted, nn.Module):
         for index, step in enumerate(self._steps):
             for name in step.deciders:
                 odds[name] = self.deciders[name](x)
+            # An accelerator is given all that can be done before the host waits for the gates.
+            beside = step.block.beside(x) if step.block is not None else ()
+            for name in step.deciders:
                 gates[name] = decide(odds[name])
                 host[name] = gates[name].detach().cpu().numpy()
             if index < done:
@@ -187,7 +193,7 @@ class SkippingModel(Budgeted, nn.Module):
                 if not is_own and _share_memory(x, images):
                     x = x.clone()
                 is_own = True
-                x = step.block(x, gates[name][:, place], host[name][:, place])
+                x = step.block((x, *beside), gates[name][:, place], host[name][:, place])
         return Decisions(
             x,
             torch.cat([odds[name] for name in self._order], 1),
@@ -201,7 +207,9 @@ def _for_inference(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module) if make is None else make()
 
 
-def _steps(traced: Traced, deciders: Sequence[Decider], device: torch.device) -> list[_Step]:
+def _steps(
+    traced: Traced, deciders: Sequence[Decider], whole: Collection[str], device: torch.device
+) -> list[_Step]:
     gates = _gates_by_block(deciders)
     order = {node.name: index for index, node in enumerate(traced.graph.nodes)}
     blocks = sorted((block for block, _, _ in gates.values()), key=lambda block: order[block.source])
@@ -222,7 +230,11 @@ def _steps(traced: Traced, deciders: Sequence[Decider], device: torch.device) ->
             )
             continue
         block, sites, place = gates[piece.block.name]
-        programs = Programs(piece.traced, block, sites, device=device, keeps=_is_nonnegative(traced, source))
+        keeps = _is_nonnegative(traced, source)
+        first = next((node.name for node in piece.traced.graph.nodes if node.name in whole), None)
+        programs = Programs(piece.traced, block, sites, device=device, keeps=keeps, first=first)
+        if first is not None:
+            description += f"\nbehind {first}"
         steps.append(_Step(ready, None, SkippingBlock(programs, device), place, shape, description))
     assert not waiting, "all gates look at what enters a block"
     return steps
