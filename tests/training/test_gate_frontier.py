@@ -60,7 +60,8 @@ def test_the_fast_form_gives_the_same(data: Data) -> None:
     model = model_with()
     found = sweep_gates(optimize(model), always_three, data.holdout).points
     wanted = sweep_gates(model, always_three, data.holdout).points
-    assert [item.thresholds[0] for item in found] == pytest.approx([item.thresholds[0] for item in wanted])
+    taus = [item.thresholds[0] for item in wanted]
+    assert [item.thresholds[0] for item in found] == pytest.approx(taus, rel=1e-4)
     assert [item.macs for item in found] == pytest.approx([item.macs for item in wanted], rel=1e-3)
     assert [item.accuracy for item in found] == pytest.approx([item.accuracy for item in wanted], abs=0.01)
 
