@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ from adaptify.data.dataset import Data
 from adaptify.data.fake import open_fake
 from adaptify.data.folder import open_folder
 from adaptify.data.holdout import stratified_split
+from adaptify.data.identity import check_apart
 from adaptify.data.source import Opened, Opener, Options
 from adaptify.data.uci_digits import open_digits
 from adaptify.errors import UsageError, did_you_mean
@@ -68,7 +70,8 @@ def open_data(
         progress: Where the number of images read is reported to.
 
     Raises:
-        UsageError: The spec is unknown, the data cannot be used, or a share is not in (0, 1).
+        UsageError: The spec is unknown, the data cannot be used, a share is not in (0, 1), or most of the
+            images that would be held out are test images.
     """
     _check_input(input)
     if workers is not None and workers < 0:
@@ -77,7 +80,9 @@ def open_data(
     opener, argument = _parse(spec)
     data = _cut(spec, opener(argument, options), input, holdout, val_split, seed)
     _prepare(data, parts, progress)
-    return data
+    if not {"holdout", "test"} <= set(parts):
+        return data
+    return replace(data, notes=(*data.notes, *check_apart(data.holdout, data.test)))
 
 
 def _parse(spec: str) -> tuple[Opener, str]:

@@ -6,6 +6,7 @@ which images are stored.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 
@@ -53,6 +54,10 @@ class Split(ABC):
         Raises:
             UsageError: The image cannot be read.
         """
+
+    @abstractmethod
+    def identities(self) -> list[bytes]:
+        """What tells images apart, one for each, in the order of the split: equal ones, equal images."""
 
     @abstractmethod
     def _pixels(
@@ -154,6 +159,10 @@ class MemorySplit(Split):
     def image(self, i: int) -> Tensor:
         """Image `i` as it is stored, (C, h, w) uint8."""
         return self.pixels[i].clone()
+
+    def identities(self) -> list[bytes]:
+        """A digest of the pixels of each image."""
+        return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in self.pixels.numpy()]
 
     def _pixels(
         self, rows: Sequence[Tensor], augment: bool, generator: torch.Generator, device: torch.device

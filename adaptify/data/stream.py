@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -46,6 +47,10 @@ class StreamSplit(Split):
             UsageError: The image cannot be read.
         """
         return torch.from_numpy(read_image(self._files.path(i), self.input).copy())
+
+    def identities(self) -> list[bytes]:
+        """Where each file is, links followed: reading all files would take as long as using them."""
+        return [os.fsencode(os.path.realpath(self._files.path(i))) for i in range(len(self))]
 
     def prepare(self, report: Report = no_report) -> None:
         """Nothing is kept, so nothing is loaded."""

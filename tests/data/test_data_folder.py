@@ -187,7 +187,7 @@ def test_train_may_be_a_class(tmp_path: Path) -> None:
 def test_numbered_classes_keep_the_order_of_text_and_that_is_noted(tmp_path: Path) -> None:
     for label in range(11):
         for i in range(2):
-            write(tmp_path / str(label) / f"{i}.png", pixels(i))
+            write(tmp_path / str(label) / f"{i}.png", pixels(2 * label + i))
     data = opened(tmp_path)
     assert data.classes[:4] == ("0", "1", "10", "2")
     assert "in the order of text: 0, 1, 10" in data.notes[0]
