@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -49,7 +48,7 @@ class Budgeted:
         if frontier is None:
             return None
         for point in frontier.points:
-            if _policy_at(frontier.policy, point) == self.policy:
+            if frontier_policy(frontier, point) == self.policy:
                 return point.macs / frontier.base_macs
         return None
 
@@ -75,11 +74,12 @@ class Budgeted:
                 "`adaptify retrofit` gives one to networks with exits, or gates that look at the sample.",
             )
         fraction = min(wanted.fraction(frontier.base_macs), MOST)
-        return _policy_at(frontier.policy, frontier.choose(max_macs=fraction))
+        return frontier_policy(frontier, frontier.choose(max_macs=fraction))
 
 
-def _policy_at(base: Mapping[str, Any] | None, point: OperatingPoint) -> ThresholdPolicy | Policy:
-    """The policy `base`, as JSON, with the thresholds of a point."""
+def frontier_policy(frontier: Frontier, point: OperatingPoint) -> ThresholdPolicy | Policy:
+    """The policy that a point of a frontier stands for: the frontier's with its thresholds."""
+    base = frontier.policy
     assert base is not None
     if base.get("kind") == "threshold":
         return replace(ThresholdPolicy.from_json(base), thresholds=point.thresholds)
