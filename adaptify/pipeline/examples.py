@@ -35,17 +35,25 @@ def examples_part(
         details: What else is to be told of an image, by its row.
     """
 
-    def example(row: int) -> dict[str, Any]:
-        return {
-            "image": _data_uri(images, row),
-            "label": classes[int(images.labels[row])],
-            "predicted": classes[int(predictions[row])],
-            **details(row),
-        }
-
     return {
-        "easy": [example(row) for row in easy[:_EXAMPLES].tolist()],
-        "hard": [example(row) for row in hard[:_EXAMPLES].tolist()],
+        name: [example_part(images, classes, predictions, row, details) for row in order[:_EXAMPLES].tolist()]
+        for name, order in (("easy", easy), ("hard", hard))
+    }
+
+
+def example_part(
+    images: Split,
+    classes: Sequence[str],
+    predictions: Tensor,
+    row: int,
+    details: Callable[[int], dict[str, Any]],
+) -> dict[str, Any]:
+    """Return one `Example` of a report: the image in row `row`; the rest as in `examples_part`."""
+    return {
+        "image": _data_uri(images, row),
+        "label": classes[int(images.labels[row])],
+        "predicted": classes[int(predictions[row])],
+        **details(row),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -15,7 +14,8 @@ from adaptify.assembly import Adapted
 from adaptify.data import Split
 from adaptify.environment import describe_environment
 from adaptify.errors import UsageError
-from adaptify.pipeline.examples import examples_part
+from adaptify.pipeline.exit_curves import anytime_part, budgeted_part
+from adaptify.pipeline.exit_examples import exit_examples
 from adaptify.plan import Plan
 from adaptify.report.schema import Report
 from adaptify.runtime.adaptive import AdaptiveModel
@@ -77,12 +77,14 @@ def build_report(
             "p95": float(macs.quantile(0.95, interpolation="higher")),
         },
         "frontier": plan.frontier["points"] if plan.frontier else [],
+        "anytime": anytime_part(model, records),
+        "budgeted": budgeted_part(model, records),
         "layers": layer_rows(model, _runs_by_exits(model, evaluation.exit_index)),
         "classes_per_exit": [
             torch.bincount(evaluation.labels[evaluation.exit_index == index], minlength=len(classes)).tolist()
             for index in range(len(names))
         ],
-        "examples": _examples(images, classes, names, evaluation) if images is not None else {},
+        "examples": exit_examples(images, classes, names, evaluation) if images is not None else {},
         "timing": dict(timing),
         "notes": list(notes),
     }
@@ -216,24 +218,3 @@ def _kind(root: nn.Module, node: fx.Node) -> str:
     if node.op == "get_attr":
         return "Parameter"
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "operation")
-
-
-def _examples(
-    images: Split, classes: Sequence[str], names: Sequence[str], evaluation: Evaluation
-) -> dict[str, Any]:
-    """Images that left first with the highest scores, and images that stayed longest and went wrong."""
-    first = int(evaluation.exit_index.min())
-    wrong = (evaluation.predictions != evaluation.labels).double()
-    scores = evaluation.scores.double().nan_to_num(0.0)
-    easy = torch.where(evaluation.exit_index == first, scores, -torch.inf).argsort(descending=True)
-    hardness = evaluation.exit_index * 2 + wrong - scores.sigmoid()
-    hard = hardness.argsort(descending=True)
-
-    def left(row: int) -> dict[str, Any]:
-        score = float(evaluation.scores[row])
-        return {
-            "exit": names[int(evaluation.exit_index[row])],
-            "score": None if math.isnan(score) else score,
-        }
-
-    return examples_part(images, classes, evaluation.predictions, easy, hard, left)

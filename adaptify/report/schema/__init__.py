@@ -4,8 +4,8 @@ MACs are per sample; accuracies, shares and kept parts are fractions in [0, 1]. 
 `None` is never reached: nothing leaves at that exit (JSON has no infinity).
 """
 
-from adaptify.report.schema.examples import Example, Examples
-from adaptify.report.schema.exits import Calibration, Exit, Point
+from adaptify.report.schema.examples import ClassExamples, Example, Examples
+from adaptify.report.schema.exits import Calibration, Exit, Measured, Point
 from adaptify.report.schema.file import parse_report, read_report, write_report
 from adaptify.report.schema.gating import GateEpoch, GateMode, GateSite, Gating
 from adaptify.report.schema.network import After, Before, DataInfo, Layer, MacsPerSample, Method, Model, Size
@@ -22,6 +22,7 @@ __all__ = [
     "BlockUse",
     "Calibration",
     "ChannelUse",
+    "ClassExamples",
     "ClassUse",
     "DataInfo",
     "Example",
@@ -34,6 +35,7 @@ __all__ = [
     "Layer",
     "MacsHistogram",
     "MacsPerSample",
+    "Measured",
     "Method",
     "Model",
     "Point",

@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 from adaptify.errors import UsageError
 from adaptify.report.schema.examples import Examples
-from adaptify.report.schema.exits import Calibration, Exit, Point
+from adaptify.report.schema.exits import Calibration, Exit, Measured, Point
 from adaptify.report.schema.gating import Gating
 from adaptify.report.schema.network import After, Before, DataInfo, Layer, MacsPerSample, Method, Model
 from adaptify.report.schema.part import Part
@@ -22,7 +22,12 @@ VERSION = 1
 
 
 class Report(Part):
-    """Everything that a report says. See the contract of each part in its class."""
+    """Everything that a report says. See the contract of each part in its class.
+
+    Attributes:
+        anytime: Each exit for all test samples, the heads before it computed too; older reports have none.
+        budgeted: Each point of `frontier` on the test samples; older reports have none.
+    """
 
     format: Literal["adaptify.report"] = "adaptify.report"
     version: Literal[1] = 1
@@ -41,6 +46,8 @@ class Report(Part):
     exits: list[Exit] = []
     macs_per_sample: MacsPerSample
     frontier: list[Point] = []
+    anytime: list[Measured] = []
+    budgeted: list[Measured] = []
     layers: list[Layer] = []
     classes_per_exit: list[list[int]] = []
     examples: Examples = Examples()
@@ -60,6 +67,10 @@ class Report(Part):
                 raise ValueError(f"classes_per_exit has rows that are not {classes} classes long")
         if any(len(point.exit_shares) != exits for point in self.frontier):
             raise ValueError(f"a point of the frontier has not {exits} exit_shares")
+        if self.anytime and len(self.anytime) != exits:
+            raise ValueError(f"anytime has {len(self.anytime)} figures for {exits} exits")
+        if self.budgeted and len(self.budgeted) != len(self.frontier):
+            raise ValueError(f"budgeted has {len(self.budgeted)} figures for {len(self.frontier)} points")
         return self
 
     @property
