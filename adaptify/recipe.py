@@ -28,6 +28,7 @@ from pydantic import (
 from adaptify.errors import RecipeError, UsageError, did_you_mean
 from adaptify.files import write_text
 from adaptify.methods.base import Section, find_method
+from adaptify.runtime.budget import Budget
 from adaptify.settings import CoreDumper, CoreLoader
 
 _Path = tuple[str, ...]
@@ -69,13 +70,26 @@ class CalibrateSection(Section):
 
     Attributes:
         max_drop: Points of top-1 that may be lost.
-        max_macs: Fraction of the MACs that may be kept.
+        max_macs: Fraction of the MACs that may be kept; or, from 1,000 on, MACs for a sample.
         thresholds: One per exit; null for an exit never taken.
+        confidence: Probability with which `max_drop` holds for new samples; None: for the held-out ones.
+        rule: How thresholds are looked for: by a search over all of them (`search`), or by giving each exit
+            its share of the samples (`quota`, budgeted batch).
     """
 
     max_drop: float | None = Field(default=None, allow_inf_nan=False)
-    max_macs: float | None = Field(default=None, gt=0, le=2)
+    max_macs: float | None = None
     thresholds: tuple[float | None, ...] | None = None
+    confidence: float | None = Field(default=None, gt=0, lt=1)
+    rule: Literal["search", "quota"] = "search"
+
+    @field_validator("max_macs")
+    @classmethod
+    def _budget(cls, value: float | None) -> float | None:
+        try:
+            return value if value is None else Budget.of(value).amount
+        except UsageError as error:
+            raise ValueError(error.message) from error
 
     @field_validator("thresholds")
     @classmethod
@@ -88,12 +102,22 @@ class CalibrateSection(Section):
     def _one_way(self) -> CalibrateSection:
         if self.thresholds is not None and (self.max_drop is not None or self.max_macs is not None):
             raise ValueError("thresholds by hand leave nothing to choose: drop max_drop and max_macs")
+        if self.confidence is not None and self.max_drop is None:
+            raise ValueError("confidence is about max_drop: give one")
         return self
 
     def request(self) -> dict[str, Any]:
         """What was asked for, the default filled in."""
-        asked = self.model_dump(exclude_none=True, mode="json")
-        return asked or {"max_drop": 0.5}
+        asked = self.model_dump(exclude_defaults=True, mode="json")
+        aims = {"max_drop", "max_macs", "thresholds"}
+        return asked if aims & set(asked) else {"max_drop": 0.5, **asked}
+
+    @classmethod
+    def settings(cls, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of a request, by their keys in a recipe: it takes the place of the whole section."""
+        return {
+            f"calibrate.{name}": request.get(name, field.default) for name, field in cls.model_fields.items()
+        }
 
 
 class RunSection(Section):

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from adaptify.cli.options import DryRun, Json, MaxDrop, MaxMacs, Quiet, Run, Thresholds, TrustCode, Verbose
+from adaptify.cli.options import (
+    Confidence,
+    DryRun,
+    Json,
+    MaxDrop,
+    MaxMacs,
+    Quiet,
+    Rule,
+    Run,
+    Thresholds,
+    TrustCode,
+    Verbose,
+)
 
 
 def calibrate(
     run: Run = None,
     max_drop: MaxDrop = None,
+    confidence: Confidence = None,
     max_macs: MaxMacs = None,
+    rule: Rule = None,
     thresholds: Thresholds = None,
     dry_run: DryRun = False,
     trust_code: TrustCode = False,
@@ -21,10 +35,15 @@ def calibrate(
     The thresholds are chosen from the scores that the exits gave on the held-out images; the network is
     not run. Model, recipe and report of the run are brought up to date.
 
+    With --confidence, the drop is promised for new images: half of the held-out images choose thresholds,
+    the other half tests them.
+
     \b
     Examples:
       adaptify calibrate --max-drop 1.0
-      adaptify calibrate runs/resnet56-dgate-001 --max-macs 0.6 --dry-run
+      adaptify calibrate --max-drop 0.5 --confidence 0.95
+      adaptify calibrate runs/resnet56-dgate-001 --budget 0.6 --dry-run
+      adaptify calibrate --budget 45M --rule quota
       adaptify calibrate --thresholds 1.2,never
     """
     from adaptify.cli import values
@@ -36,11 +55,13 @@ def calibrate(
     from adaptify.pipeline.calibrate import calibrate as work
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
-    request = values.request_of(max_drop, max_macs, thresholds)
-    if not request:
+    request = values.request_of(
+        max_drop=max_drop, budget=max_macs, by_hand=thresholds, confidence=confidence, rule=rule
+    )
+    if not {"max_drop", "max_macs", "thresholds"} & set(request):
         raise UsageError(
             "nothing to choose the thresholds by",
-            "Give --max-drop 0.5 (points of accuracy to lose at most), --max-macs 0.6 (part of the MACs to "
+            "Give --max-drop 0.5 (points of accuracy to lose at most), --budget 0.6 (part of the MACs to "
             "keep at most)\nor --thresholds 1.2,never (one per exit).",
         )
     found = find_run(run, holding=folder.REPORT)

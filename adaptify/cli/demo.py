@@ -64,6 +64,6 @@ def demo(
     console.show(*report_tables(done.report, layers=False))
     console.say(
         f"The report: {done.folder / folder.PAGE}\n"
-        f"Another point of its frontier, without training: adaptify calibrate {done.folder} --max-macs 0.5\n"
+        f"Another point of its frontier, without training: adaptify calibrate {done.folder} --budget 0.5\n"
         "Your own network: adaptify inspect CKPT"
     )

@@ -10,7 +10,7 @@ Options that a recipe knows too are `None` unless they are given, so that they l
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -187,14 +187,33 @@ MaxDrop = Annotated[
         help="Lose at most this much top-1 accuracy, in percentage points (0.5: from 94.0% to 93.5%).",
     ),
 ]
-MaxMacs = Annotated[
+Confidence = Annotated[
     float | None,
     typer.Option(
-        "--max-macs",
-        metavar="FRACTION",
+        "--confidence",
+        metavar="PROBABILITY",
         min=0.0,
         max=1.0,
-        help="Keep at most this fraction of the MACs. It is what is KEPT (0.6: from 4.09 G to 2.45 G).",
+        help="Promise --max-drop for new images with this confidence, as 0.95; refused where the held-out "
+        "images cannot show it.",
+    ),
+]
+MaxMacs = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        "--max-macs",
+        metavar="BUDGET",
+        help="Spend at most this on an image, on average: the fraction of the MACs to KEEP (0.6: from 4.09 G "
+        "to 2.45 G), or MACs (45M).",
+    ),
+]
+Rule = Annotated[
+    Literal["search", "quota"] | None,
+    typer.Option(
+        "--rule",
+        help="How thresholds are looked for: by a search over all of them, or by giving each exit its share "
+        "of the images (budgeted batch). Default: search.",
     ),
 ]
 Thresholds = Annotated[

@@ -10,6 +10,7 @@ from adaptify.cli.options import (
     Arch,
     ArchKwargs,
     BatchSize,
+    Confidence,
     Data,
     Device,
     DryRun,
@@ -27,6 +28,7 @@ from adaptify.cli.options import (
     Recipe,
     RecipeCheckpoint,
     RecipeSeed,
+    Rule,
     Sites,
     SkipCorrupt,
     Std,
@@ -53,7 +55,9 @@ def retrofit(
     trust_pickle: TrustPickle = False,
     sites: Sites = None,
     max_drop: MaxDrop = None,
+    confidence: Confidence = None,
     max_macs: MaxMacs = None,
+    rule: Rule = None,
     thresholds: Thresholds = None,
     holdout: Holdout = None,
     val_split: ValSplit = None,
@@ -80,7 +84,7 @@ def retrofit(
     \b
     Examples:
       adaptify retrofit resnet56.th --data cifar10:data --max-drop 0.5
-      adaptify retrofit model.pth --data images --sites 'layer2.*' --max-macs 0.6
+      adaptify retrofit model.pth --data images --sites 'layer2.*' --budget 0.6
       adaptify retrofit model.pth --data images --dry-run
       adaptify retrofit resnet56.th -r dgate/resnet56_cifar10 --data cifar10:data
       adaptify retrofit -r runs/resnet56-dgate-001/recipe.yaml train.epochs=40
@@ -115,7 +119,11 @@ def retrofit(
                 "run.seed": seed,
             }
         ),
-        **_target(values.request_of(max_drop, max_macs, thresholds)),
+        **_target(
+            values.request_of(
+                max_drop=max_drop, budget=max_macs, by_hand=thresholds, confidence=confidence, rule=rule
+            )
+        ),
     }
     settings = parse_overrides(words)
     _check_complete({**options, **settings}, recipe)
@@ -129,9 +137,9 @@ def retrofit(
 
 def _target(request: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a target that was given: it takes the place of the recipe's as a whole."""
-    if not request:
-        return {}
-    return {f"calibrate.{key}": request.get(key) for key in ("max_drop", "max_macs", "thresholds")}
+    from adaptify.recipe import CalibrateSection
+
+    return CalibrateSection.settings(request) if request else {}
 
 
 def _check_complete(settings: Mapping[str, Any], recipe: Path | None) -> None:

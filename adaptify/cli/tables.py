@@ -86,7 +86,10 @@ def changes(before: Report, now: Report) -> tuple[RenderableType, ...]:
     made = target(now)
     if made is None:
         return (shown,)
-    return shown, Text(f"asked: {made.request}; held-out samples: {made.achieved}", style="dim")
+    lines = [f"asked: {made.request}; held-out samples: {made.achieved}"]
+    if made.promise is not None:
+        lines.append(f"promised: {made.promise}")
+    return shown, Text("\n".join(lines), style="dim")
 
 
 def evaluation(result: Result) -> tuple[RenderableType, ...]:

@@ -145,18 +145,38 @@ def json_object(text: str | None, option: str) -> dict[str, Any] | None:
     return value
 
 
-def request_of(max_drop: float | None, max_macs: float | None, by_hand: str | None) -> dict[str, Any]:
-    """Return what an operating point is asked for by: those of the three options that were given.
+def request_of(
+    *,
+    max_drop: float | None = None,
+    budget: str | None = None,
+    by_hand: str | None = None,
+    confidence: float | None = None,
+    rule: str | None = None,
+) -> dict[str, Any]:
+    """Return what an operating point is asked for by: those of the options that were given.
 
     Raises:
-        UsageError: Thresholds by hand were given together with something to choose them by.
+        UsageError: Options were given that do not go together, or one is of the wrong kind.
     """
+    macs = macs_or_fraction(budget, "--budget")
     request = given(
-        {"max_drop": max_drop, "max_macs": max_macs, "thresholds": thresholds(by_hand, "--thresholds")}
+        {
+            "max_drop": max_drop,
+            "max_macs": None if macs is None else macs.amount,
+            "thresholds": thresholds(by_hand, "--thresholds"),
+            "confidence": confidence,
+            "rule": rule,
+        }
     )
     if "thresholds" in request and len(request) > 1:
         raise UsageError(
-            "--thresholds leaves nothing to choose by --max-drop or --max-macs", "Give one or the other."
+            "--thresholds leaves nothing to choose by --max-drop or --budget", "Give one or the other."
+        )
+    if confidence is not None and max_drop is None:
+        raise UsageError("--confidence is about a drop in accuracy", "Give --max-drop as well.")
+    if confidence is not None and not 0 < confidence < 1:
+        raise UsageError(
+            f"a confidence of {confidence:g} is not between 0 and 1", "0.95 is right 19 times of 20."
         )
     return request
 

@@ -16,7 +16,7 @@ from adaptify.pipeline.calibration import calibrate_model
 from adaptify.pipeline.prepare import open_recipe_data
 from adaptify.pipeline.reporting import build_report
 from adaptify.progress import SILENT, Progress
-from adaptify.recipe import Recipe, resolve, write_recipe
+from adaptify.recipe import CalibrateSection, Recipe, resolve, write_recipe
 from adaptify.report.html import write_html
 from adaptify.report.schema import Report, read_report, write_report
 from adaptify.runtime.adaptive import AdaptiveModel
@@ -45,7 +45,7 @@ def calibrate(
 
     Args:
         run: The run folder.
-        request: `max_drop` (points of top-1) and/or `max_macs` (fraction kept), or `thresholds`.
+        request: What to choose by: keys and values of the recipe's section `calibrate`.
         dry_run: Report what would come of it, and write nothing.
         trust_code: Whether the network may be built by code of the user.
         progress: Told what could not be done.
@@ -64,14 +64,16 @@ def calibrate(
     recipe = resolve(
         None,
         file=run / folder.RECIPE,
-        options={f"calibrate.{key}": request.get(key) for key in _REQUESTS},
+        options=CalibrateSection.settings(request),
     )
     doubts = calibrate_model(
         model,
         records["holdout"],
-        request,
+        recipe.calibrate.request(),
         score=model.policy.score,
         temperatures=model.policy.temperatures,
+        seed=recipe.run.seed,
+        images=(model.plan.calibration or {}).get("images") if model.plan else None,
     )
     for note in doubts:
         progress.note(note)
@@ -95,9 +97,6 @@ def calibrate(
             write_report(report, work / folder.REPORT)
             write_html(report, work / folder.PAGE)
     return Calibrated(run, before, report)
-
-
-_REQUESTS = ("max_drop", "max_macs", "thresholds")
 
 
 def _test_images(recipe: Recipe, model: AdaptiveModel, progress: Progress) -> Split | None:

@@ -6,10 +6,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from adaptify.errors import TargetError
+from adaptify.recipe import CalibrateSection
 from adaptify.runtime.adaptive import AdaptiveModel
+from adaptify.runtime.budget import Budget
+from adaptify.runtime.frontier import Frontier, OperatingPoint
 from adaptify.runtime.policy import ThresholdPolicy
-from adaptify.training.calibrate import Frontier, OperatingPoint, evaluate_thresholds, search_thresholds
+from adaptify.training.budgeted import sweep_quotas
+from adaptify.training.calibrate import Samples, evaluate_thresholds, search_thresholds
 from adaptify.training.records import ExitRecords
+from adaptify.training.risk import check_samples, halves, promised_point, safest_first
 
 # A request that is worth fewer samples than this is decided by chance.
 _FEWEST = 10
@@ -22,41 +30,94 @@ def calibrate_model(
     *,
     score: str,
     temperatures: tuple[float, ...] | None = None,
+    seed: int = 0,
+    images: str | None = None,
 ) -> tuple[str, ...]:
     """Set `model.policy` to what `request` asks for, and put frontier and choice into `model.plan`.
 
     Args:
         model: The network with exits.
         holdout: What every exit says about the samples to choose on; the network is not run.
-        request: `max_drop` (points of top-1) and/or `max_macs` (fraction kept), or `thresholds`.
+        request: What to choose by, as `CalibrateSection.request` gives it. With a confidence, thresholds are
+            chosen on one half of the samples, and the promise is tested on the other.
         score: Which score of an exit the records hold.
         temperatures: What the logits of each exit were divided by before they were scored.
+        seed: Of the halves.
+        images: Fingerprint of the held-out images, for provenance.
 
     Returns:
         What the user should know about the choice.
 
     Raises:
-        TargetError: Nothing on the frontier fits the request.
+        TargetError: Nothing on the frontier fits the request, or it cannot be promised.
         UsageError: The thresholds do not fit the exits.
     """
     macs = model.exit_macs(ThresholdPolicy((0.0,) * len(model.exits), score))
-    correct = holdout.correct.numpy()
-    scores = holdout.scores.numpy()
-    frontier = search_thresholds(scores, correct, macs, model.cost.total)
-    if "thresholds" in request:
-        wanted = [math.inf if value is None else float(value) for value in request["thresholds"]]
-        point = evaluate_thresholds(scores, correct, macs, wanted)
+    wanted = dict(request)
+    if "max_macs" in wanted:
+        wanted["max_macs"] = Budget.of(wanted["max_macs"]).fraction(model.cost.total)
+    parts = [holdout]
+    if "confidence" in wanted:
+        rows = halves(len(holdout.labels), seed)
+        parts = [holdout.take(torch.from_numpy(half)) for half in rows]
+    samples, *tested = (Samples.checked(item.scores.numpy(), item.correct.numpy(), macs) for item in parts)
+    frontier = _frontier(samples, wanted, model.cost.total)
+    promise = None
+    if "thresholds" in wanted:
+        limits = [math.inf if value is None else float(value) for value in wanted["thresholds"]]
+        point = evaluate_thresholds(samples.scores, samples.correct, macs, limits)
+    elif tested:
+        points = safest_first(frontier, samples)
+        point, promise = promised_point(points, tested[0], wanted["max_drop"], wanted["confidence"])
+        _check_budget(point, wanted, model.cost.total)
     else:
-        point = frontier.choose(max_drop=request.get("max_drop"), max_macs=request.get("max_macs"))
+        point = frontier.choose(max_drop=wanted.get("max_drop"), max_macs=wanted.get("max_macs"))
     model.policy = ThresholdPolicy(point.thresholds, score, temperatures)
     if model.plan is not None:
         found = {
             "policy": model.policy.to_json(),
             "frontier": {**frontier.to_json(), "policy": model.policy.to_json()},
-            "calibration": _calibration(frontier, point, len(holdout.labels), request),
+            "calibration": {
+                "split": "holdout",
+                "samples": samples.count,
+                "images": images,
+                "request": wanted,
+                "accuracy": point.accuracy,
+                "base_accuracy": frontier.base_accuracy,
+                "macs": point.macs,
+                "promise": None if promise is None else promise.to_json(),
+            },
         }
         model.plan = model.plan.model_copy(update=found)
-    return _doubts(len(holdout.labels), request)
+    return () if promise is not None else _doubts(samples.count, wanted)
+
+
+def check_promise(target: CalibrateSection, held: int) -> None:
+    """Refuse before the work a promise that no result on `held` held-out samples could support.
+
+    Raises:
+        TargetError: It takes more samples.
+    """
+    if target.confidence is not None and target.max_drop is not None:
+        check_samples(held - held // 2, target.max_drop, target.confidence)
+
+
+def _frontier(samples: Samples, request: Mapping[str, Any], base_macs: int) -> Frontier:
+    arguments = samples.scores, samples.correct, samples.macs, base_macs
+    if request.get("rule") != "quota":
+        return search_thresholds(*arguments)
+    budget = request.get("max_macs")
+    return sweep_quotas(*arguments, budget=None if budget is None else budget * base_macs)
+
+
+def _check_budget(point: OperatingPoint, request: Mapping[str, Any], base_macs: int) -> None:
+    kept, allowed = point.macs / base_macs, request.get("max_macs")
+    if allowed is not None and kept > allowed:
+        raise TargetError(
+            f"a drop of at most {request['max_drop']:g} points can be promised for {kept:.1%} of the MACs, "
+            f"and not for {allowed:.1%}",
+            "Ask for less, or hold out more images with --holdout.",
+        )
 
 
 def _doubts(samples: int, request: Mapping[str, Any]) -> tuple[str, ...]:
@@ -67,16 +128,3 @@ def _doubts(samples: int, request: Mapping[str, Any]) -> tuple[str, ...]:
         f"{request['max_drop']:g} points of {samples} held-out samples are {wrong:.1f} samples: accuracy on "
         "other data may drop by more; hold out more with --holdout",
     )
-
-
-def _calibration(
-    frontier: Frontier, point: OperatingPoint, samples: int, request: Mapping[str, Any]
-) -> dict[str, Any]:
-    return {
-        "split": "holdout",
-        "samples": samples,
-        "request": dict(request),
-        "accuracy": point.accuracy,
-        "base_accuracy": frontier.base_accuracy,
-        "macs": point.macs,
-    }

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from adaptify import artifact
+from adaptify.data.identity import fingerprint
 from adaptify.errors import TargetError, UsageError
 from adaptify.methods import ExitFit
 from adaptify.pipeline import folder
@@ -16,6 +17,7 @@ from adaptify.pipeline.reporting import build_report, training_part
 from adaptify.recipe import CalibrateSection
 from adaptify.report.schema import Report
 from adaptify.runtime.adaptive import AdaptiveModel
+from adaptify.runtime.budget import Budget
 from adaptify.runtime.optimize import optimize
 from adaptify.runtime.policy import ThresholdPolicy
 from adaptify.text import quantity
@@ -31,7 +33,13 @@ def conclude_exits(fitted: ExitFit, model: AdaptiveModel, job: Job) -> Report:
     """
     request = job.recipe.calibrate.request()
     doubts = calibrate_model(
-        model, fitted.holdout, request, score=fitted.score, temperatures=fitted.temperatures
+        model,
+        fitted.holdout,
+        request,
+        score=fitted.score,
+        temperatures=fitted.temperatures,
+        seed=job.recipe.run.seed,
+        images=fingerprint(job.data.holdout),
     )
     for note in (*fitted.notes, *doubts):
         job.progress.note(note)
@@ -93,9 +101,12 @@ def check_target(target: CalibrateSection, model: AdaptiveModel) -> None:
         )
     _check_order(model)
     cheapest = model.exit_macs()[0] / model.cost.total
-    if target.max_macs is not None and target.max_macs < cheapest:
+    if target.max_macs is None:
+        return
+    kept = Budget.of(target.max_macs).fraction(model.cost.total)
+    if kept < cheapest:
         raise TargetError(
-            f"{target.max_macs:.1%} of the MACs cannot be reached: "
+            f"{kept:.1%} of the MACs cannot be reached: "
             f"the first exit, {model.exits[0].site.name}, is at {cheapest:.1%}",
             "Ask for more MACs, or put an exit earlier in the network with --sites.",
         )

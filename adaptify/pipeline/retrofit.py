@@ -15,6 +15,7 @@ from adaptify.errors import UsageError
 from adaptify.files import write_text
 from adaptify.methods import FitContext
 from adaptify.pipeline import folder
+from adaptify.pipeline.calibration import check_promise
 from adaptify.pipeline.conclude import conclude
 from adaptify.pipeline.exit_run import check_target
 from adaptify.pipeline.job import Job
@@ -108,6 +109,7 @@ def retrofit(
     for note in network.notes:
         progress.note(note)
     data = open_recipe_data(recipe, network.architecture.input, model.num_classes, progress=progress)
+    check_promise(recipe.calibrate, len(data.holdout))
     method = make_gating_method(recipe)
     stem = f"{network.architecture.name.partition(':')[2].replace(':', '.')}-{recipe.method}"
     with folder.new_run(stem, output=output, force=force) as run:

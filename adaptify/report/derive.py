@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adaptify.report.schema import Point, Report
-from adaptify.text import memory, percent, points, quantity
+from adaptify.report.schema.exits import Promise
+from adaptify.text import memory, percent, points, quantity, whole
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Target:
         request: The request in words.
         achieved: What the calibration samples gave, in words.
         test: What the test samples gave, in words.
+        promise: What holds for new samples, in words; `None` if nothing was promised.
         met: Whether the test samples meet the request; `None` where nothing was asked for. They had no
             part in the choice: meeting it on the calibration samples says nothing.
     """
@@ -26,6 +28,7 @@ class Target:
     achieved: str
     test: str
     met: bool | None
+    promise: str | None = None
 
 
 def target(report: Report) -> Target | None:
@@ -39,11 +42,13 @@ def target(report: Report) -> Target | None:
     request = calibration.request
     if request.get("max_drop") is not None:
         allowed = float(request["max_drop"])
+        promise = calibration.promise
         return Target(
-            f"lose at most {allowed:g} {'point' if allowed == 1 else 'points'} of accuracy",
+            f"lose at most {_points(allowed)} of accuracy",
             _lost(drop),
             _lost(test_drop),
             100 * test_drop <= allowed + 1e-6,
+            None if promise is None else _in_words(promise),
         )
     if request.get("max_macs") is not None:
         allowed = float(request["max_macs"])
@@ -146,11 +151,18 @@ def headline(report: Report) -> list[tuple[str, str, str, str]]:
 
 def parameters(report: Report) -> tuple[str, str, str]:
     """Return the number of parameters before and after, and what became of them."""
+    before, after = parameter_counts(report)
+    if report.before.parameters is not None and report.after.parameters is not None:
+        return quantity(before), quantity(after), f"{percent(after / before)} kept"
+    return quantity(before), quantity(after), f"{quantity(report.model.gate_parameters)} in gates"
+
+
+def parameter_counts(report: Report) -> tuple[int, int]:
+    """Return the number of parameters before and after, those of gates included."""
     before, after, model = report.before.parameters, report.after.parameters, report.model
     if before is not None and after is not None:
-        return quantity(before), quantity(after), f"{percent(after / before)} kept"
-    gates = model.gate_parameters
-    return quantity(model.parameters), quantity(model.parameters + gates), f"{quantity(gates)} in gates"
+        return before, after
+    return model.parameters, model.parameters + model.gate_parameters
 
 
 def _milliseconds(value: float) -> str:

@@ -67,7 +67,7 @@ class Promise:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
-        return asdict(self)
+        return {**asdict(self), "drop": self.drop}
 
 
 def halves(count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -128,8 +128,9 @@ def promised_point(
         The point as it was given, and the promise.
 
     Raises:
-        TargetError: So much cannot be promised of the first choice.
+        TargetError: So much cannot be promised of any choice, or not of the first one.
     """
+    check_samples(samples.count, max_drop, confidence)
     alone = samples.correct[-1]
     kept: tuple[OperatingPoint, Promise] | None = None
     failed: Promise | None = None
@@ -142,11 +143,28 @@ def promised_point(
             break
         kept = point, found
     if kept is None:
-        raise TargetError(
-            f"a drop of at most {max_drop:g} points cannot be promised with {100 * confidence:g}% confidence",
-            _advice(max_drop, confidence, samples.count, failed),
-        )
+        raise TargetError(_refusal(max_drop, confidence), _advice(failed))
     return kept
+
+
+def check_samples(count: int, max_drop: float, confidence: float) -> None:
+    """Refuse a promise that no outcome on `count` samples could support.
+
+    Raises:
+        TargetError: Even if nothing is lost, more are needed.
+    """
+    least = samples_needed(max_drop / 100, 1 - confidence)
+    if least is None:
+        raise TargetError(
+            _refusal(max_drop, confidence),
+            "That takes a drop of more than 0 points: allow one with --max-drop.",
+        )
+    if count < least:
+        raise TargetError(
+            _refusal(max_drop, confidence),
+            f"It is tested on half of the held-out images, {whole(count)}; even without a loss that takes "
+            f"{whole(least)}, so {whole(2 * least)} in all. Hold out more with --holdout, or allow more.",
+        )
 
 
 def drop_is_below(most: float, lost: int, gained: int, count: int, risk: float) -> bool:
@@ -194,22 +212,20 @@ def samples_needed(most: float, risk: float, lost: float = 0.0, gained: float = 
     return high
 
 
-def _advice(max_drop: float, confidence: float, count: int, safest: Promise | None) -> str:
+def _refusal(max_drop: float, confidence: float) -> str:
+    return f"a drop of at most {max_drop:g} points cannot be promised with {100 * confidence:g}% confidence"
+
+
+def _advice(safest: Promise | None) -> str:
     if safest is None:
         return (
             "No choice of thresholds spends less than the network: train better exits, or put them earlier."
         )
-    most, risk = max_drop / 100, 1 - confidence
-    least = samples_needed(most, risk)
-    if least is None:
-        return "That takes a drop of more than 0 points: allow one with --max-drop."
-    if count < least:
-        return (
-            f"Half of the held-out images, {whole(count)}, were tested on; even if nothing is lost it takes "
-            f"{whole(least)}, so {whole(2 * least)} in all. Hold out more with --holdout, or allow more."
-        )
+    count = safest.samples
     seen = f"The safest thresholds lost {safest.lost} and gained {safest.gained} of {whole(count)} samples"
-    needed = samples_needed(most, risk, safest.lost / count, safest.gained / count)
+    needed = samples_needed(
+        safest.max_drop / 100, 1 - safest.confidence, safest.lost / count, safest.gained / count
+    )
     if needed is None:
         return f"{seen}: at that rate no number of samples is enough. Allow more, or train better exits."
     return (

@@ -33,6 +33,12 @@ def read_report(run: Path) -> Any:
     return json.loads((run / "report.json").read_text())
 
 
+def target(**given: Any) -> dict[str, Any]:
+    """Return the section `calibrate` of a recipe in which `given` was asked for."""
+    unasked = {"max_drop": None, "max_macs": None, "thresholds": None, "confidence": None, "rule": "search"}
+    return {**unasked, **given}
+
+
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Return the content of every file below `folder`, hidden ones too."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
-from command_line import RUN, Cli, read_report, snapshot
+from command_line import RUN, Cli, read_report, snapshot, target
 
 import adaptify
+from adaptify.data import open_data
+from adaptify.data.identity import fingerprint
+from adaptify.models.registry import resolve
+from adaptify.training.records import ExitRecords, load_records
+from adaptify.training.risk import drop_is_below, halves
 
 
 def test_another_target_gives_other_thresholds_without_training(home: Path, cli: Cli) -> None:
@@ -33,7 +39,7 @@ def test_another_target_gives_other_thresholds_without_training(home: Path, cli:
     assert all((model.state_dict()[name] == tensor).all() for name, tensor in state.items())
     assert (RUN / "records.safetensors").read_bytes() == records
     recipe = yaml.safe_load((RUN / "recipe.yaml").read_text())
-    assert recipe["calibrate"] == {"max_drop": None, "max_macs": 0.6, "thresholds": None}
+    assert recipe["calibrate"] == target(max_macs=0.6)
     assert not list(RUN.glob(".*"))
 
 
@@ -96,7 +102,10 @@ def test_a_dry_run_changes_nothing(home: Path, cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        ([], 2, ["nothing to choose the thresholds by", "--max-drop 0.5", "--max-macs 0.6", "--thresholds"]),
+        ([], 2, ["nothing to choose the thresholds by", "--max-drop 0.5", "--budget 0.6", "--thresholds"]),
+        (["--rule", "quota"], 2, ["nothing to choose the thresholds by"]),
+        (["--rule", "quotas", "--max-drop", "1"], 2, ["quotas", "search", "quota"]),
+        (["--rule", "quota", "--budget", "0.3"], 5, ["down to 30.0%", "The cheapest point keeps 40.7%"]),
         (["--max-macs", "0.3"], 5, ["down to 30.0%", "The cheapest point keeps 4"]),
         (
             ["--max-drop", "0", "--max-macs", "0.41"],
@@ -106,7 +115,20 @@ def test_a_dry_run_changes_nothing(home: Path, cli: Cli) -> None:
         (["--thresholds", "1"], 2, ["1 thresholds for 2 exits"]),
         (["--thresholds", "1,nan"], 2, ["'nan' is no number"]),
         (["--thresholds", "1,2", "--max-drop", "1"], 2, ["leaves nothing to choose"]),
-        (["--max-macs", "1.5"], 2, ["--max-macs", "1"]),
+        (["--max-macs", "45"], 2, ["'45' is neither a fraction of the MACs nor", "--budget 45M"]),
+        (["--budget", "300K"], 5, ["down to 40.2%", "The cheapest point keeps 40.7%"]),
+        (["--confidence", "0.95"], 2, ["--confidence is about a drop", "--max-drop"]),
+        (["--max-drop", "1", "--confidence", "1"], 2, ["a confidence of 1 is not between 0 and 1"]),
+        (
+            ["--max-drop", "0.5", "--confidence", "0.95"],
+            5,
+            ["0.5 points cannot be promised with 95%", "half of the held-out images, 72;", "656, so 1,312"],
+        ),
+        (
+            ["--max-drop", "10", "--confidence", "0.9", "--budget", "0.41"],
+            5,
+            ["can be promised for", "and not for 41.0%"],
+        ),
         (["runs/digits_resnet-dgate-002", "--max-drop", "1"], 2, ["no run", "digits_resnet-dgate-001"]),
         (["digits.pt", "--max-drop", "1"], 2, ["has no report.json"]),
     ],
@@ -121,6 +143,66 @@ def test_what_cannot_be_reached_leaves_the_run_as_it_was(
     for text in told:
         assert text in said.err
     assert snapshot(home) == before
+
+
+def test_a_budget_in_macs_is_the_fraction_that_it_is_of_the_network(home: Path, cli: Cli) -> None:
+    whole = read_report(RUN)["before"]["macs"]
+    said = cli("calibrate", "--budget", "450K")
+    assert said.code == 0
+    report = read_report(RUN)
+    assert report["calibration"]["request"] == {"max_macs": pytest.approx(450_000 / whole)}
+    assert report["calibration"]["macs"] <= 450_000
+    assert "60.2% of the MACs" in said.out
+    assert yaml.safe_load((RUN / "recipe.yaml").read_text())["calibrate"] == target(max_macs=450_000.0)
+    assert cli("calibrate", "--max-macs", str(450_000 / whole)).code == 0
+    assert read_report(RUN)["exits"] == report["exits"]
+
+
+def test_thresholds_by_quota_meet_a_budget(home: Path, cli: Cli) -> None:
+    searched = cli("calibrate", "--budget", "0.6", "--json").json
+    report = cli("calibrate", "--budget", "0.6", "--rule", "quota", "--json").json
+    assert report["calibration"]["request"] == {"max_macs": 0.6, "rule": "quota"}
+    assert report["calibration"]["macs"] <= 0.6 * report["before"]["macs"]
+    assert report["frontier"] != searched["frontier"]
+    assert yaml.safe_load((RUN / "recipe.yaml").read_text())["calibrate"]["rule"] == "quota"
+    found = cli("evaluate", "--json").json
+    assert found["macs"] == report["after"]["macs"]
+
+
+def test_a_promise_is_tested_on_images_that_thresholds_were_not_chosen_on(home: Path, cli: Cli) -> None:
+    said = cli("calibrate", "--max-drop", "10", "--confidence", "0.9")
+    assert said.code == 0
+    report = read_report(RUN)
+    calibration, promise = report["calibration"], report["calibration"]["promise"]
+    assert calibration["request"] == {"max_drop": 10.0, "confidence": 0.9}
+    assert (calibration["samples"], promise["samples"]) == (72, 72)
+    # Counted again, from the records of the exits.
+    records = load_records(RUN / "records.safetensors")["holdout"]
+    chosen, tested = (records.take(torch.from_numpy(half)) for half in halves(144, seed=0))
+    policy = adaptify.load(RUN).policy
+
+    def right(part: ExitRecords) -> torch.Tensor:
+        return part.correct.gather(0, part.exit_index(policy)[None])[0]
+
+    assert promise["lost"] == int((tested.correct[-1] & ~right(tested)).sum())
+    assert promise["gained"] == int((~tested.correct[-1] & right(tested)).sum())
+    assert promise["drop"] == pytest.approx(100 * (promise["lost"] - promise["gained"]) / 72)
+    assert calibration["accuracy"] == pytest.approx(float(right(chosen).double().mean()))
+    assert drop_is_below(0.1, promise["lost"], promise["gained"], 72, 0.1)
+    assert report["after"]["kept"] < 1
+    words = "at most 10 points lost on new images, with 90% confidence; tested on 72 other held-out images"
+    assert words in " ".join(said.out.split())
+    assert words in (RUN / "report.html").read_text()
+    assert "promised" in cli("report").out
+    again = cli("retrofit", "-r", RUN / "recipe.yaml", "-o", "again", "--json").json
+    assert again["calibration"] == calibration
+
+
+def test_what_was_calibrated_on_is_known_by_its_fingerprint(home: Path, cli: Cli) -> None:
+    data = open_data("digits", input=resolve("adaptify:digits_resnet").input, workers=0)
+    assert read_report(RUN)["calibration"]["images"] == fingerprint(data.holdout)
+    assert cli("calibrate", "--budget", "0.6").code == 0
+    assert read_report(RUN)["calibration"]["images"] == fingerprint(data.holdout)
 
 
 def test_a_run_is_found_by_its_name_and_the_newest_by_default(home: Path, cli: Cli) -> None:

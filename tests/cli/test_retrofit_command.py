@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from command_line import RUN, Cli, read_report, snapshot
+from command_line import RUN, Cli, read_report, snapshot, target
 
 import adaptify
 from adaptify.data import open_data
@@ -142,7 +142,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(home: Path, cli: Cli) -> No
     assert said.code == 0
     assert snapshot(home) == before
     recipe = yaml.safe_load(said.out.split("\n\n")[0])
-    assert recipe["calibrate"] == {"max_drop": None, "max_macs": 0.6, "thresholds": None}
+    assert recipe["calibrate"] == target(max_macs=0.6)
     assert "747.1 k MACs" in said.out
     assert "359 images for testing" in said.out
     # layer1: conv1 9,216 + two convolutions of 147,456; its gate 160.
@@ -175,10 +175,14 @@ def test_a_dry_run_in_json(home: Path, cli: Cli) -> None:
         (["--thresholds", "1.0"], 2, ["1 thresholds for 2 exits", "layer1, layer2"]),
         (["--thresholds", "1.0,x"], 2, ["--thresholds: 'x' is no number", "1.5,never"]),
         (["--thresholds", "1,2", "--max-drop", "1"], 2, ["leaves nothing to choose", "one or the other"]),
+        (["--budget", "224K"], 5, ["30.0% of the MACs cannot be reached", "layer1, is at 40.7%"]),
+        (["--max-drop", "0.5", "--confidence", "0.95"], 5, ["on half of the held-out images, 72;", "1,312"]),
+        (["calibrate.confidence=0.9"], 3, ["confidence is about max_drop"]),
+        (["calibrate.max_macs=45"], 3, ["calibrate.max_macs: a budget of 45 is no fraction of MACs"]),
         (["--max-macs", "0.3"], 5, ["30.0% of the MACs cannot be reached", "layer1, is at 40.7%", "--sites"]),
         (["--sites", "layer9"], 2, ["no exit site is called 'layer9'; did you mean 'layer", "layer1"]),
         (["--sites", " , "], 2, ["--sites names nothing"]),
-        (["--method", "dgat"], 2, ["unknown method 'dgat'; did you mean 'dgate'?", "Methods: dgate"]),
+        (["--method", "dgat"], 2, ["unknown method 'dgat'; did you mean 'dgate'?", "Methods: boostnet, dgate"]),
         (["--input-size", "8by8"], 2, ["--input-size '8by8' is no size", "192x256"]),
         (["--mean", "a"], 2, ["--mean: 'a' is no number"]),
         (["--mean", "0.1,0.2"], 2, ["mean has 2 values for images of 1 channels"]),
@@ -280,7 +284,7 @@ def test_what_is_not_said_leaves_the_recipe_alone(home: Path, cli: Cli) -> None:
     assert value["run"]["seed"] == 3
     assert value["train"]["lr"] == 2.0
     # A target takes the place of the recipe's target as a whole.
-    assert value["calibrate"] == {"max_drop": None, "max_macs": 0.7, "thresholds": None}
+    assert value["calibrate"] == target(max_macs=0.7)
 
 
 @pytest.mark.parametrize(

@@ -88,9 +88,15 @@ def test_a_budget_is_a_fraction_or_macs(text: str, amount: float, absolute: bool
 
 
 def test_only_what_was_given_comes_back() -> None:
-    assert values.request_of(None, 0.6, None) == {"max_macs": 0.6}
-    assert values.request_of(0.0, None, None) == {"max_drop": 0.0}
-    assert values.request_of(None, None, None) == {}
+    assert values.request_of(budget="0.6") == {"max_macs": 0.6}
+    assert values.request_of(max_drop=0.0) == {"max_drop": 0.0}
+    assert values.request_of() == {}
+    assert values.request_of(max_drop=1.0, budget="45M", confidence=0.9, rule="quota") == {
+        "max_drop": 1.0,
+        "max_macs": 45e6,
+        "confidence": 0.9,
+        "rule": "quota",
+    }
     assert values.data_settings(
         data="x", val_split=None, input_size="8", mean=None, std="0.5", workers=0, skip_corrupt=False
     ) == {"data.source": "x", "data.input_size": [8, 8], "data.std": [0.5], "data.workers": 0}

@@ -172,7 +172,7 @@ def test_the_sequence_ends_at_the_first_choice_that_fails() -> None:
 @pytest.mark.parametrize(
     ("count", "lost", "max_drop", "told"),
     [
-        (200, 0, 0.5, ["Half of the held-out images, 200,", "it takes 656, so 1,312 in all", "--holdout"]),
+        (200, 0, 0.5, ["half of the held-out images, 200;", "that takes 656, so 1,312 in all", "--holdout"]),
         (1000, 1000, 0.5, ["lost 20 and gained 0 of 1,000", "no number of samples is enough"]),
         (1000, 984, 0.5, ["lost 4 and gained 0", "at that rate it takes about", "--holdout"]),
         (1000, 0, 0.0, ["allow one with --max-drop"]),

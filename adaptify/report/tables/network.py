@@ -34,6 +34,8 @@ def headline_table(report: Report) -> RenderableType:
         word, style = {True: ("met", "green"), False: ("missed", "red"), None: ("", "")}[asked.met]
         line = Text(f"asked: {asked.request}; {calibration.split}: {asked.achieved}; test: {asked.test}")
         lines.append(line.append(f"; {word} on test", style) if word else line)
+        if asked.promise is not None:
+            lines.append(Text(f"promised: {asked.promise}"))
     return Group(titled(title, table), *lines)
 
 
