@@ -71,6 +71,8 @@ def train_exits(
         scale: Whether the logits of each exit are divided by a temperature before that (Guo et al., 2017).
     """
     started = time.perf_counter()
+    # A network that is not trained is taken as it is, with its statistics.
+    options = options if options.epochs else options.model_copy(update={"recalibrate": 0})
     history = train(
         model,
         data,
@@ -80,6 +82,7 @@ def train_exits(
         seed=context.seed,
         folder=context.folder,
         gates=GateParameters(model.gate_parameters),
+        everything=model.everything,
         progress=context.progress,
     )
     trained = time.perf_counter()

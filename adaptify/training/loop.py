@@ -51,6 +51,7 @@ def train(
     companion: nn.Module | None = None,
     validate: Validate | None = None,
     observe: Observe | None = None,
+    everything: Callable[[Tensor], Any] | None = None,
     progress: Progress = SILENT,
 ) -> History:
     """Train `model` in place on `data.train`; it is left on `device`, in evaluation mode.
@@ -73,6 +74,8 @@ def train(
         validate: Judges the network after each epoch, in evaluation mode; by default, its accuracy on
             `data.holdout`.
         observe: Returns further figures for the metrics after each epoch, likewise.
+        everything: Runs all parts of `model`, where in evaluation it leaves some out: for the statistics of
+            BatchNorm.
         progress: Told of every step.
 
     Raises:
@@ -95,7 +98,13 @@ def train(
                 history = loop.run(validate, observe or (lambda epoch, network: {}), log, progress)
             torch.manual_seed(_seed(seed, options.epochs))
             recalibrate_on(
-                model, data.train, options, device=device, seed=_seed(seed, options.epochs), progress=progress
+                model,
+                data.train,
+                options,
+                device=device,
+                seed=_seed(seed, options.epochs),
+                forward=everything,
+                progress=progress,
             )
             model.eval()
     finally:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,12 @@ def normalisations(model: nn.Module) -> list[_BatchNorm]:
 
 @torch.no_grad()
 def recalibrate(
-    model: nn.Module, batches: Iterable[Tensor], *, total: int | None = None, progress: Progress = SILENT
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    forward: Callable[[Tensor], Any] | None = None,
+    total: int | None = None,
+    progress: Progress = SILENT,
 ) -> None:
     """Replace the running statistics of BatchNorm by their mean over `batches`; the weights stay.
 
@@ -37,10 +43,13 @@ def recalibrate(
     Args:
         model: Any network.
         batches: Images (B, C, H, W) on the device of `model`; with none, the statistics stay.
+        forward: How `model` is run. What it does not reach has no statistics afterwards: give it for a
+            network that leaves parts out in evaluation.
         total: How many batches there are, for `progress`.
         progress: Told of every batch.
     """
     model.eval()
+    run = forward or model
     modules = normalisations(model)
     momenta = [module.momentum for module in modules]
     seen = 0
@@ -52,7 +61,7 @@ def recalibrate(
                         module.reset_running_stats()
                         module.momentum = None  # a cumulative mean
                         module.train()
-                model(images)
+                run(images)
                 seen += 1
                 stage.advance()
     finally:
@@ -68,6 +77,7 @@ def recalibrate_on(
     *,
     device: torch.device | str,
     seed: int,
+    forward: Callable[[Tensor], Any] | None = None,
     progress: Progress = SILENT,
 ) -> None:
     """`recalibrate` with images as they are in training: `options.recalibrate` batches, at most one pass.
@@ -83,4 +93,4 @@ def recalibrate_on(
     )
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     images = (images.contiguous(memory_format=layout) for images, _ in itertools.islice(batches, count))
-    recalibrate(model, images, total=count, progress=progress)
+    recalibrate(model, images, forward=forward, total=count, progress=progress)

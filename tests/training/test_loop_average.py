@@ -89,6 +89,24 @@ def _features(model: nn.Sequential) -> list[Tensor]:
     return found
 
 
+def test_parts_that_evaluation_leaves_out_are_run_where_that_is_asked_for() -> None:
+    class Lazy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.main, self.extra = nn.BatchNorm2d(1), nn.BatchNorm2d(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.main(x)
+
+        def everything(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.main(x), self.extra(x)
+
+    model, seen = Lazy(), images(64)
+    recalibrate(model, seen.split(32), forward=model.everything)
+    for norm in (model.main, model.extra):
+        assert norm.running_mean.tolist() == pytest.approx(seen.mean((0, 2, 3)).tolist(), abs=1e-5)
+
+
 def test_no_batches_leave_the_statistics() -> None:
     model = conv_net()
     model[1].running_mean.fill_(100.0)
