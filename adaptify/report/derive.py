@@ -151,18 +151,22 @@ def headline(report: Report) -> list[tuple[str, str, str, str]]:
 
 def parameters(report: Report) -> tuple[str, str, str]:
     """Return the number of parameters before and after, and what became of them."""
-    before, after = parameter_counts(report)
-    if report.before.parameters is not None and report.after.parameters is not None:
-        return quantity(before), quantity(after), f"{percent(after / before)} kept"
-    return quantity(before), quantity(after), f"{quantity(report.model.gate_parameters)} in gates"
-
-
-def parameter_counts(report: Report) -> tuple[int, int]:
-    """Return the number of parameters before and after, those of gates included."""
     before, after, model = report.before.parameters, report.after.parameters, report.model
     if before is not None and after is not None:
-        return before, after
-    return model.parameters, model.parameters + model.gate_parameters
+        return quantity(before), quantity(after), f"{percent(after / before)} kept"
+    gates = model.gate_parameters
+    return quantity(model.parameters), quantity(model.parameters + gates), f"{quantity(gates)} in gates"
+
+
+def _in_words(promise: Promise) -> str:
+    return (
+        f"at most {_points(promise.max_drop)} lost on new images, with {100 * promise.confidence:g}% "
+        f"confidence; tested on {whole(promise.samples)} other held-out images: {_lost(promise.drop / 100)}"
+    )
+
+
+def _points(value: float) -> str:
+    return f"{value:g} {'point' if value == 1 else 'points'}"
 
 
 def _milliseconds(value: float) -> str:
