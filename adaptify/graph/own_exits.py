@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from adaptify.errors import ModelError
 from adaptify.graph.cost import CostModel
 from adaptify.graph.segments import Segment, extract
 from adaptify.graph.sites import ExitSite, prefixes
@@ -71,6 +72,19 @@ def find_own_exits(traced: Traced, cost: CostModel) -> tuple[OwnExit, ...]:
             )
         )
     return tuple(found)
+
+
+def refuse_own_exits(traced: Traced) -> None:
+    """Refuse a network with exits of its own where something is to be closed inside it.
+
+    Raises:
+        ModelError: It has such exits.
+    """
+    if traced.own_exits:
+        raise ModelError(
+            f"{type(traced.root).__name__} has exits of its own, beside which nothing else can be closed",
+            "Use its exits: --method boostnet.",
+        )
 
 
 def without_heads(traced: Traced, exits: Sequence[OwnExit]) -> fx.Graph:

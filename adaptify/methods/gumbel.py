@@ -17,6 +17,7 @@ from adaptify.graph.channels import find_channels
 from adaptify.graph.cost import CostModel
 from adaptify.graph.decouple import decouple, find_adapters
 from adaptify.graph.gate_sites import POSITIONS, GateSite, find_channel_sites, find_layer_sites
+from adaptify.graph.own_exits import refuse_own_exits
 from adaptify.graph.sites import BlockSite, find_blocks
 from adaptify.graph.trace import Traced
 from adaptify.methods.base import FitContext, GateFit, GatingMethod, Section, register
@@ -98,6 +99,7 @@ class Gumbel(GatingMethod[Gates, Train]):
 
     def place(self, traced: Traced, cost: CostModel, classes: int) -> tuple[Step, ...]:
         """Put gates at every position that was asked for; residual blocks get channels of their own first."""
+        refuse_own_exits(traced)
         blocks = find_blocks(traced, cost)
         dependent, by_layer = self.gates.kind == "dependent", self.gates.granularity == "layer"
         if not blocks and (dependent or by_layer):

@@ -18,6 +18,7 @@ from adaptify.graph.axes import channel_axis
 from adaptify.graph.channels import find_channels
 from adaptify.graph.cost import CostModel
 from adaptify.graph.gate_sites import GateSite, find_first_layer_sites, find_layer_sites
+from adaptify.graph.own_exits import refuse_own_exits
 from adaptify.graph.sites import find_blocks
 from adaptify.graph.trace import Traced
 from adaptify.methods.base import FitContext, GateFit, GatingMethod, Section, register
@@ -81,6 +82,7 @@ class LcNet(GatingMethod[Gates, Train]):
 
     def place(self, traced: Traced, cost: CostModel, classes: int) -> tuple[Step, ...]:
         """Give every residual block its saliences, block by block."""
+        refuse_own_exits(traced)
         blocks = [
             block
             for block in find_blocks(traced, cost)

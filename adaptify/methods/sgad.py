@@ -19,6 +19,7 @@ from adaptify.gates.estimators import Estimator, NoisyRounding
 from adaptify.gates.guide_net import GuideNet
 from adaptify.graph.cost import CostModel
 from adaptify.graph.gate_sites import find_layer_sites
+from adaptify.graph.own_exits import refuse_own_exits
 from adaptify.graph.sites import find_blocks
 from adaptify.graph.trace import Traced
 from adaptify.methods.base import FitContext, GateFit, GatingMethod, Section, register
@@ -90,6 +91,7 @@ class Sgad(GatingMethod[Gates, Train]):
 
     def place(self, traced: Traced, cost: CostModel, classes: int) -> tuple[Step, ...]:
         """Let every residual block be skipped but the last, which always runs (section 4)."""
+        refuse_own_exits(traced)
         sites = find_layer_sites(find_blocks(traced, cost)[:-1])
         if not sites:
             raise ModelError(

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adaptify.errors import ModelError
 from adaptify.graph.channels import Channels, find_channels
 from adaptify.graph.cost import CostModel, count_module
 from adaptify.graph.gate_cost import GateCost
 from adaptify.graph.gate_sites import GateSite
 from adaptify.graph.gating import Decide, Decider, insert_gates
+from adaptify.graph.own_exits import refuse_own_exits
 from adaptify.graph.program import compile_graph
 from adaptify.graph.trace import Traced
 from adaptify.runtime.gate_policy import GatePolicy, Policy
@@ -68,11 +68,7 @@ class GatedModel(NetworkView):
             channels: The channels of the network, where they are known.
             whole: Names of nodes that run in full, whatever the gates say.
         """
-        if traced.own_exits:
-            raise ModelError(
-                f"{type(traced.root).__name__} has exits of its own, beside which nothing else can be closed",
-                "Use its exits: --method boostnet.",
-            )
+        refuse_own_exits(traced)
         super().__init__(traced, {decider.name: decider.module for decider in deciders})
         self.deciders = tuple(deciders)
         self.policy: Policy = policy or GatePolicy()
