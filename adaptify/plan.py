@@ -51,7 +51,9 @@ class BoostExits(_Part):
     """
 
     op: Literal["boost_exits"] = "boost_exits"
-    temperatures: tuple[float, ...] = Field(min_length=1, max_length=1 << 12)
+    temperatures: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
+        min_length=1, max_length=1 << 12
+    )
 
 
 class DecoupleBlocks(_Part):

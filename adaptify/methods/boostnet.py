@@ -7,9 +7,10 @@ a network that has exits of its own (MSDNet, RANet), or on any other, whose stag
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from adaptify.data import Data
 from adaptify.errors import UsageError
@@ -51,6 +52,13 @@ class Gates(Section):
     score: Literal["confidence", "entropy", "margin", "distance"] = "confidence"
     scale: bool = False
 
+    @field_validator("temperature")
+    @classmethod
+    def _weakens(cls, value: float | tuple[float, ...]) -> float | tuple[float, ...]:
+        if not all(0 <= item < math.inf for item in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError("a temperature is a finite number, 0 or more")
+        return value
+
 
 class Train(LoopOptions):
     """How network and exits are trained together.
@@ -61,7 +69,7 @@ class Train(LoopOptions):
             it, and not the sum (eq. 7).
     """
 
-    weights: tuple[float, ...] | None = None
+    weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
     rescale: bool = True
 
 

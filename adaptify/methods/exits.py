@@ -37,7 +37,8 @@ def choose_sites(traced: Traced, cost: CostModel, wanted: Sequence[str] | None) 
         raise UsageError(
             f"{type(traced.root).__name__} has {len(traced.own_exits)} exits of its own, and no others can "
             "be added",
-            "Use them: --method boostnet, without gates.sites; train.epochs=0 leaves them as they are.",
+            "Use them: --method boostnet, without gates.sites; gates.ensemble=none train.epochs=0 takes them "
+            "as they are.",
         )
     sites = find_exits(traced, cost)
     chosen = default_exits(traced, cost, sites) if wanted is None else select_sites(sites, wanted)
