@@ -28,6 +28,11 @@ from adaptify.recipe import DataSection, ModelSection, Recipe
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.gated import GatedModel
 
+_ALONE = (
+    "the network was trained to correct what its exits say (boostnet): its last classifier alone, which is "
+    "what this starts from, is less accurate"
+)
+
 
 @dataclass(frozen=True)
 class Network:
@@ -200,7 +205,8 @@ def _open_artifact(model: ModelSection, data: DataSection | None) -> Network:
     made = artifact.load(model.checkpoint, trust_code=model.trust_pickle, input=architecture.input)
     source = Source(checkpoint=model.checkpoint, sha256=sha256(artifact.artifact_path(model.checkpoint)))
     # The graph as the plan's steps made it: tracing it anew would give its nodes other names.
-    network = _network(made.backbone(), architecture, source, ())
+    boosted = isinstance(made, AdaptiveModel) and made.boost is not None
+    network = _network(made.backbone(), architecture, source, (_ALONE,) if boosted else ())
     placed: dict[str, float | None] = {}
     if isinstance(made, AdaptiveModel):
         limits = (limit if math.isfinite(limit) else None for limit in made.policy.thresholds)
