@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from adaptify.data import Data
+from adaptify.errors import TargetError
 from adaptify.graph.cost import CostModel
 from adaptify.graph.trace import Traced
 from adaptify.methods.base import ExitFit, FitContext, GatingMethod, Section, register
@@ -78,10 +79,22 @@ class GumbelExits(GatingMethod[Gates, Train]):
         )
 
     def fit(self, model: AdaptiveModel, data: Data, context: FitContext) -> ExitFit:
-        """Train network, classifiers and gates together."""
+        """Train network, classifiers and gates together.
+
+        Raises:
+            TargetError: Leaving at the first exit takes more than the target.
+        """
         settings = self.train
+        macs = model.exit_macs(ThresholdPolicy((0.0,) * len(model.exits), GATE))
+        least = macs[0] / model.cost.total
+        if settings.target < least:
+            raise TargetError(
+                f"train.target={settings.target:g} is out of reach: a sample that leaves at the first exit, "
+                f"{model.exits[0].site.name}, takes {least:.1%} of the MACs",
+                "Ask for more, take a smaller gates.width, or put an exit earlier in the network with --sites.",
+            )
         objective = LearnedExitsObjective(
-            model.exit_macs(ThresholdPolicy((0.0,) * len(model.exits), GATE)),
+            macs,
             model.cost.total,
             settings.target,
             weight=settings.compute_weight,
