@@ -91,7 +91,7 @@ class GumbelExits(GatingMethod[Gates, Train]):
             raise TargetError(
                 f"train.target={settings.target:g} is out of reach: a sample that leaves at the first exit, "
                 f"{model.exits[0].site.name}, takes {least:.1%} of the MACs",
-                "Ask for more, take a smaller gates.width, or put an exit earlier in the network with --sites.",
+                "Ask for more, or put a smaller exit (gates.width) earlier in the network (--sites).",
             )
         objective = LearnedExitsObjective(
             macs,
