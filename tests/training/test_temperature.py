@@ -51,3 +51,37 @@ def test_some_samples_can_be_taken() -> None:
     assert taken.scores.tolist() == records.scores[:, [7, 2]].tolist()
     assert taken.predictions.tolist() == records.predictions[:, [7, 2]].tolist()
     assert taken.labels.tolist() == labels[[7, 2]].tolist()
+
+
+@given(seed=st.integers(0, 50), factor=st.floats(0.2, 5))
+@settings(deadline=None, max_examples=20)
+def test_scaled_logits_have_a_scaled_temperature(seed: int, factor: float) -> None:
+    """What comes out is the same distribution, whatever the logits were multiplied by."""
+    logits, labels = drawn(seed, samples=500)
+    assert fit_temperature(factor * logits, labels) == pytest.approx(
+        factor * fit_temperature(logits, labels), rel=1e-3
+    )
+
+
+@given(seed=st.integers(0, 50), scale=st.floats(0.2, 5), at=st.floats(0, 1))
+@settings(deadline=None, max_examples=20)
+def test_the_loss_is_convex_in_the_inverse_temperature(seed: int, scale: float, at: float) -> None:
+    """So the minimum that is found is the only one."""
+    logits, labels = drawn(seed, samples=200)
+    logits = scale * logits.double()
+
+    def loss(inverse: float) -> float:
+        return float(F.cross_entropy(logits * inverse, labels))
+
+    low, high = 0.05, 5.0
+    assert loss(at * low + (1 - at) * high) <= at * loss(low) + (1 - at) * loss(high) + 1e-9
+    assert (
+        loss(1 / fit_temperature(logits, labels))
+        <= min(loss(low + (high - low) * step / 20) for step in range(21)) + 1e-6
+    )
+
+
+def test_what_is_always_right_is_sharpened_and_what_says_nothing_flattened_within_bounds() -> None:
+    logits, _ = drawn(0, samples=200)
+    assert fit_temperature(logits, logits.argmax(1)) == pytest.approx(1 / 64, rel=1e-2)
+    assert fit_temperature(logits, logits.argmin(1)) == pytest.approx(64, rel=1e-2)
