@@ -232,7 +232,7 @@ def test_data_that_have_gone_are_not_needed(home: Path, cli: Cli) -> None:
     said = cli("calibrate", "--max-macs", "0.6")
     assert said.code == 0
     assert "the report shows no example images: 'gone' is neither a folder nor" in said.err
-    assert read_report(RUN)["examples"] == {"easy": [], "hard": []}
+    assert read_report(RUN)["examples"] == {"easy": [], "hard": [], "classes": []}
 
 
 def test_a_full_disk_leaves_the_run_as_it_was(home: Path, cli: Cli, monkeypatch: Any) -> None:
