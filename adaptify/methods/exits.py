@@ -23,6 +23,7 @@ from adaptify.training.objective import Objective
 from adaptify.training.optimizer import GateParameters
 from adaptify.training.options import LoopOptions
 from adaptify.training.records import ExitRecords
+from adaptify.training.risk import halves
 from adaptify.training.temperature import fit_temperature
 
 
@@ -93,8 +94,10 @@ def train_exits(
     model.cpu()
     temperatures = None
     if scale:
-        labels = data.holdout.labels
-        temperatures = tuple(fit_temperature(logits, labels) for logits in holdout[0][:-1])
+        # On the half that thresholds are chosen on where accuracy is promised: the other has no part in it.
+        rows = torch.from_numpy(halves(len(data.holdout), context.seed)[0])
+        labels = data.holdout.labels[rows]
+        temperatures = tuple(fit_temperature(logits[rows], labels) for logits in holdout[0][:-1])
     return ExitFit(
         score=score,
         temperatures=temperatures,
