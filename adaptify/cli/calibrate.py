@@ -35,6 +35,9 @@ def calibrate(
     The thresholds are chosen from the scores that the exits gave on the held-out images; the network is
     not run. Model, recipe and report of the run are brought up to date.
 
+    Gates that look at images have one threshold for all of them: it is chosen among those that the run tried
+    on the held-out images, and the network runs once over the test images for the report.
+
     With --confidence, the drop is promised for new images: half of the held-out images choose thresholds,
     the other half tests them.
 

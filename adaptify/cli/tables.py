@@ -72,7 +72,7 @@ def gates_planned(rows: Sequence[dict[str, Any]], total: int) -> Table:
 def changes(before: Report, now: Report) -> tuple[RenderableType, ...]:
     """Return what another choice of thresholds changed, on the test samples."""
     base = before.accuracies[0]
-    shown = table(["", "no exits", "before", "now"])
+    shown = table(["", "no gates" if now.gating else "no exits", "before", "now"])
     both = (before, now)
     accuracies = [report.accuracies[1] for report in both]
     shown.add_row("Accuracy", percent(base, 2), *(percent(value, 2) for value in accuracies))
@@ -83,6 +83,10 @@ def changes(before: Report, now: Report) -> tuple[RenderableType, ...]:
     for exits in zip(before.exits[:-1], now.exits[:-1], strict=True):
         shown.add_row(word(f"Threshold at {exits[0].name}"), "", *(_limit(item.threshold) for item in exits))
         shown.add_row("  leave there", "", *(percent(item.share) for item in exits))
+    gates = [report.gating for report in both if report.gating]
+    if gates:
+        shown.add_row("Threshold of gates", "", *(_tau(item.tau) for item in gates))
+        shown.add_row("  open", "", *(percent(item.open) for item in gates))
     made = target(now)
     if made is None:
         return (shown,)
@@ -137,10 +141,13 @@ def _budgets(result: Result) -> tuple[RenderableType, ...]:
 
 def _policy(policy: Mapping[str, Any]) -> str:
     if "tau" in policy:
-        tau = policy["tau"]
-        # A threshold just below 1 is not 1, which would close everything.
-        return f"tau {tau:.3g}" if tau in (0, 1) or 0.001 <= tau <= 0.999 else f"tau {tau:.12g}"
+        return f"tau {_tau(policy['tau'])}"
     return ", ".join(_limit(threshold) for threshold in policy["thresholds"])
+
+
+def _tau(tau: float) -> str:
+    # A threshold just below 1 is not 1, which would close everything.
+    return f"{tau:.3g}" if tau <= 0.999 or tau == 1 else f"{tau:.12g}"
 
 
 def _limit(threshold: float | None) -> str:

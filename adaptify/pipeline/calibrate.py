@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from adaptify import artifact
+from adaptify.assembly import Adapted
 from adaptify.data import Split
 from adaptify.errors import AdaptifyError, UsageError
 from adaptify.models.registry import Architecture
 from adaptify.pipeline import folder
 from adaptify.pipeline.calibration import calibrate_model
+from adaptify.pipeline.gate_calibrate import calibrate_gates
 from adaptify.pipeline.prepare import open_recipe_data
 from adaptify.pipeline.reporting import build_report
 from adaptify.progress import SILENT, Progress
@@ -20,6 +22,7 @@ from adaptify.recipe import CalibrateSection, Recipe, resolve, write_recipe
 from adaptify.report.html import write_html
 from adaptify.report.schema import Report, read_report, write_report
 from adaptify.runtime.adaptive import AdaptiveModel
+from adaptify.runtime.gated import GatedModel
 from adaptify.training.evaluate import replay
 from adaptify.training.records import load_records
 
@@ -43,6 +46,9 @@ def calibrate(
 ) -> Calibrated:
     """Choose the thresholds of a finished run again, from the scores its exits gave when they were trained.
 
+    Gates that look at the sample have one threshold, which is chosen among those that were tried then; the
+    network runs over the test images for the report.
+
     Args:
         run: The run folder.
         request: What to choose by: keys and values of the recipe's section `calibrate`.
@@ -56,7 +62,11 @@ def calibrate(
     """
     model = artifact.load(run / folder.MODEL, trust_code=trust_code)
     before = read_report(run / folder.REPORT)
-    if not isinstance(model, AdaptiveModel) or not model.exits or before.data is None:
+    if isinstance(model, GatedModel):
+        recipe = resolve(None, file=run / folder.RECIPE)
+        report = calibrate_gates(model, before, recipe, request, progress)
+        return _finished(run, model, recipe, before, report, dry_run)
+    if not model.exits or before.data is None:
         raise UsageError(
             f"{run} has no exits to calibrate", "Retrofit the network with a method that has exits."
         )
@@ -90,6 +100,13 @@ def calibrate(
         base_accuracy=before.before.accuracy,
         training=None if before.training is None else before.training.model_dump(),
     )
+    return _finished(run, model, recipe, before, report, dry_run)
+
+
+def _finished(
+    run: Path, model: Adapted, recipe: Recipe, before: Report, report: Report, dry_run: bool
+) -> Calibrated:
+    """Bring the files of a run up to date, unless they are only to be looked at."""
     if not dry_run:
         with folder.changed_run(run) as work:
             artifact.save(model, work / folder.MODEL)

@@ -116,3 +116,91 @@ def test_moving_along_the_frontier_needs_no_recalibration(home: Path, data: Data
     fast.policy = fast.policy.with_tau(1.0)
     with torch.inference_mode():
         assert not fast.run(next(iter(data.test.batches(8)))[0]).gates.any()
+
+
+def test_calibrating_moves_the_run(home: Path, cli: Cli, data: Data) -> None:
+    before, was = snapshot(home), read_report(RUN)
+    points = network().frontier.points
+    own = (network().policy.tau,)
+    wanted = next(point for point in points if point.thresholds != own)
+    budget = f"{wanted.macs / network().cost.total + 1e-6:.8f}"
+    dry = cli("calibrate", RUN, "--budget", budget, "--dry-run", "--json")
+    assert dry.code == 0, dry.err
+    assert snapshot(home) == before
+    said = cli("calibrate", RUN, "--budget", budget, "--json")
+    assert said.code == 0, said.err
+    report = read_report(RUN)
+    assert said.json == {**report, "run": str(RUN)}
+    # The report tells what the run does now, measured on the test images.
+    model = network()
+    chosen = next(point for point in points if point.thresholds == (model.policy.tau,))
+    assert chosen.macs <= wanted.macs
+    again = cli("evaluate", RUN, "--json").json
+    assert report["after"]["accuracy"] == again["accuracy"]
+    assert report["after"]["macs"] == again["macs"]
+    assert report["after"]["macs"] != was["after"]["macs"]
+    assert report["gating"]["tau"] == model.policy.tau == chosen.thresholds[0]
+    now = next(row for row in report["gating"]["modes"] if row["name"] == "threshold")
+    assert (now["tau"], now["accuracy"]) == (model.policy.tau, again["accuracy"])
+    assert now["kept"] == pytest.approx(again["kept"])
+    assert now in report["gating"]["sweep"]
+    assert [row for row in report["gating"]["sweep"] if row != now] == was["gating"]["sweep"]
+    assert report["macs_per_sample"]["mean"] == again["macs"]
+    assert report["gating"]["activity"] == was["gating"]["activity"]
+    assert report["training"] == was["training"]
+    calibration = report["calibration"]
+    assert calibration["request"] == {"max_macs": pytest.approx(float(budget))}
+    assert (calibration["samples"], calibration["macs"]) == (len(data.holdout), chosen.macs)
+    assert model.budget == chosen.macs / model.cost.total
+    assert [point.thresholds for point in model.frontier.points] == [point.thresholds for point in points]
+    # A drop is from the network as it came: back to what loses nothing, if there is such a point.
+    assert cli("report", RUN).code == 0
+    back = cli("calibrate", RUN, "--max-drop", "60")
+    assert back.code == 0, back.err
+    assert (
+        network().policy.tau
+        == min(
+            (p for p in points if p.accuracy >= model.frontier.base_accuracy - 0.6), key=lambda p: p.macs
+        ).thresholds[0]
+    )
+    rows = [line.split() for line in back.out.splitlines()]
+    assert ["no", "gates", "before", "now"] in rows
+    assert any(row[:3] == ["Threshold", "of", "gates"] for row in rows)
+    assert max(map(len, back.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--budget", "1K"], 5, "The cheapest point keeps"),
+        (["--thresholds", "0.3"], 2, "gates are not chosen by thresholds"),
+        (["--max-drop", "-200"], 2, "max-drop"),
+    ],
+)
+def test_what_gates_cannot_be_calibrated_to(
+    words: list[str], code: int, told: str, home: Path, cli: Cli
+) -> None:
+    before = snapshot(home)
+    said = cli("calibrate", RUN, *words)
+    assert said.code == code, said.err
+    assert told in said.err
+    assert snapshot(home) == before
+
+
+def test_gates_that_are_the_same_for_all_have_nothing_to_calibrate(home: Path, cli: Cli) -> None:
+    words = [
+        "retrofit",
+        "digits.pt",
+        "--data",
+        "digits",
+        "--method",
+        "gumbel",
+        "train.epochs=0",
+        "-o",
+        "same",
+    ]
+    assert cli(*words, "-q").code == 0
+    assert read_plan("same").frontier is None
+    said = cli("calibrate", "same", "--budget", "0.5")
+    assert said.code == 2
+    assert "it carries no frontier" in said.err
