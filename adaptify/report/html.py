@@ -14,7 +14,9 @@ from markupsafe import Markup
 
 from adaptify import text
 from adaptify.files import write_text
+from adaptify.report.curves import anytime, budgeted_within
 from adaptify.report.derive import class_rows, headline, operating_point, target
+from adaptify.report.plots.curves import anytime_figure, draws_backbone
 from adaptify.report.plots.exits import compute_figure, frontier_figure, palette
 from adaptify.report.plots.heat import HEAT_LEVELS
 from adaptify.report.schema import Report
@@ -33,13 +35,17 @@ def render_html(report: Report) -> str:
         "chosen_known": operating_point(report) is not None,
         "figures": {
             "frontier": wide_and_narrow(partial(frontier_figure, report)) if report.frontier else None,
+            "anytime": wide_and_narrow(partial(anytime_figure, report)) if len(report.exits) > 1 else None,
             "compute": wide_and_narrow(partial(compute_figure, report)) if len(report.exits) > 1 else None,
         },
+        "curves": _curves(report) if len(report.exits) > 1 else None,
         "classes": classes,
         "classes_between": len(rows) - sum(map(len, classes)),
         "gating": gating_section(report.gating, report.before.accuracy) if report.gating else None,
         "samples": samples_section(report) if report.gating and report.gating.samples else None,
-        "training": training_section(report.training) if report.training and report.training.epochs else None,
+        "training": training_section(report.training, [e.name for e in report.exits])
+        if report.training and report.training.epochs
+        else None,
         "heat_levels": HEAT_LEVELS,
         "command": shlex.join(report.command),
         "options": list(_flat(report.method.options)),
@@ -57,7 +63,7 @@ def render_html(report: Report) -> str:
         if report.exits
         else 0.0,
     }
-    return _environment().get_template("report.html.j2").render(facts)
+    return environment().get_template("report.html.j2").render(facts)
 
 
 def write_html(report: Report, path: str | os.PathLike[str]) -> None:
@@ -69,7 +75,19 @@ def write_html(report: Report, path: str | os.PathLike[str]) -> None:
     write_text(path, render_html(report))
 
 
-def _environment() -> Environment:
+def _curves(report: Report) -> dict[str, Any]:
+    """For the MACs of each exit: what it gives for all samples, and what thresholds give within them."""
+    return {
+        "came_drawn": draws_backbone(report),
+        "rows": [
+            (exit_.name, macs, accuracy, budgeted_within(report, macs) if report.budgeted else None)
+            for exit_, (macs, accuracy) in zip(report.exits, anytime(report), strict=True)
+        ],
+    }
+
+
+def environment() -> Environment:
+    """Return what templates are rendered with: all that comes from elsewhere is escaped and printable."""
     environment = Environment(
         loader=PackageLoader("adaptify.report"),
         autoescape=True,

@@ -28,9 +28,14 @@ from adaptify.report.plots.gating import (
 )
 from adaptify.report.plots.samples import blocks_figure, channels_figure, macs_figure
 from adaptify.report.plots.training import (
+    SHARES,
     Curve,
     accuracy_curves,
     accuracy_figure,
+    exit_loss_curves,
+    exit_loss_figure,
+    exit_share_curves,
+    exit_share_figure,
     kept_curves,
     kept_figure,
     loss_curves,
@@ -105,23 +110,36 @@ def ends(classes: Sequence[T]) -> list[Sequence[T]]:
     return [classes[: _MOST_CLASSES // 2], classes[-_MOST_CLASSES // 2 :]]
 
 
-def training_section(training: Training) -> dict[str, Any]:
-    """Return what the section of training shows; a single epoch makes no curve."""
+def training_section(training: Training, exits: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what the section of training shows; a single epoch makes no curve.
+
+    Args:
+        training: How the network was trained.
+        exits: Names of its exits, the output last. Where each was trained by its own loss, these are shown.
+    """
     curves: dict[str, tuple[Callable[..., Markup], list[Curve]]] = {
-        "loss": (loss_figure, loss_curves(training)),
-        "accuracy": (accuracy_figure, accuracy_curves(training)),
+        "loss": (partial(loss_figure, training), loss_curves(training)),
+        "accuracy": (partial(accuracy_figure, training), accuracy_curves(training)),
     }
+    if own := exit_loss_curves(training, exits):
+        curves["loss"] = partial(exit_loss_figure, training, exits), own
     if kept := kept_curves(training):
-        curves["kept"] = kept_figure, kept
+        curves["kept"] = partial(kept_figure, training), kept
+    for kind in SHARES:
+        if told := exit_share_curves(training, exits, kind):
+            curves[kind] = partial(exit_share_figure, training, exits, kind), told
     # Three stand side by side on a desk, each as narrow as on a phone.
     show = wide_and_narrow if len(curves) < 3 else _narrow
     return {
         "chosen": chosen_epoch(training),
         "terms": list(dict.fromkeys(term for epoch in training.epochs for term in epoch.terms)),
-        "figures": {name: show(partial(draw, training)) for name, (draw, _) in curves.items()}
+        "figures": {name: show(draw) for name, (draw, _) in curves.items()}
         if len(training.epochs) > 1
         else {},
         "legends": {name: [label for label, _ in found] for name, (_, found) in curves.items()},
+        "shares": any(kind in curves for kind in SHARES),
+        # Which figures have the colours of exits.
+        "by_exit": [*(["loss"] if own else []), *SHARES],
     }
 
 
@@ -129,8 +147,8 @@ def _narrow(draw: Callable[..., Markup]) -> Markup:
     return draw(_NARROW, 250)
 
 
-def wide_and_narrow(draw: Callable[..., Markup]) -> Markup:
-    """Return a figure drawn twice, with text of the same size: for a desk and for a phone."""
+def wide_and_narrow(draw: Callable[..., Markup], wide: float = _WIDE) -> Markup:
+    """Return a figure drawn twice, with text of the same size: for a desk, in `wide` px, and for a phone."""
     return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(
-        draw(_WIDE), draw(_NARROW, 270)
+        draw(wide), draw(_NARROW, 270)
     )

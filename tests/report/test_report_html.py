@@ -101,7 +101,7 @@ def test_the_page_suits_a_phone_and_the_dark() -> None:
     html = render_html(parse_report(sample_report()))
     assert 'name="viewport" content="width=device-width' in html
     assert "prefers-color-scheme: dark" in html
-    assert len(re.findall(r'class="narrow"', html)) == len(re.findall(r'class="wide"', html)) == 2
+    assert len(re.findall(r'class="narrow"', html)) == len(re.findall(r'class="wide"', html)) == 3
     drawn = "".join(re.findall(r"<svg.*?</svg>", html))
     assert not re.search(r"#[0-9a-f]{3,6}|rgb\(", drawn)  # colours come from the page
 

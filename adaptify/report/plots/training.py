@@ -14,6 +14,9 @@ from adaptify.text import percent, whole
 
 Curve = tuple[str, Sequence[float | None]]
 
+SHARES = {"valid": "left to learn", "leave": "leave"}
+"""What shares of the training samples are reported for each exit, and what they are called."""
+
 _MOST_DOTS = 40  # more of them hide the curve
 
 
@@ -23,6 +26,22 @@ def loss_curves(training: Training) -> list[Curve]:
     names = list(dict.fromkeys(name for epoch in epochs for name in epoch.terms))
     terms: list[Curve] = [(name, [epoch.terms.get(name) for epoch in epochs]) for name in names]
     return [("loss", [epoch.loss for epoch in epochs]), *(terms if len(terms) > 1 else [])]
+
+
+def exit_loss_curves(training: Training, exits: Sequence[str]) -> list[Curve]:
+    """Return the loss of each exit, where the loss that was minimised is their sum (Yu et al., Fig. 3)."""
+    if len(exits) < 2 or not all(name in epoch.terms for epoch in training.epochs for name in exits):
+        return []
+    return [(name, [epoch.terms[name] for epoch in training.epochs]) for name in exits]
+
+
+def exit_share_curves(training: Training, exits: Sequence[str], kind: str) -> list[Curve]:
+    """Return shares of the training samples, of a kind in `SHARES`; none where they were not told."""
+    keys = [f"{kind}.{name}" for name in exits]
+    if not keys or not all(key in epoch.figures for epoch in training.epochs for key in keys):
+        return []
+    curves = [[epoch.figures[key] for epoch in training.epochs] for key in keys]
+    return list(zip(exits, curves, strict=True))
 
 
 def accuracy_curves(training: Training) -> list[Curve]:
@@ -45,6 +64,21 @@ def loss_figure(training: Training, width: float, height: float = 300) -> Markup
     return _figure(training, loss_curves(training), "Loss", numbers, _loss, width, height)
 
 
+def exit_loss_figure(training: Training, exits: Sequence[str], width: float, height: float = 300) -> Markup:
+    """Draw the loss of each exit, in the colours of exits."""
+    curves = exit_loss_curves(training, exits)
+    return _figure(training, curves, "Loss of each exit", numbers, _loss, width, height, colours="x")
+
+
+def exit_share_figure(
+    training: Training, exits: Sequence[str], kind: str, width: float, height: float = 300
+) -> Markup:
+    """Draw a share of the training samples for each exit, of a kind in `SHARES`."""
+    curves = exit_share_curves(training, exits, kind)
+    name = f"Training samples, {SHARES[kind]}"
+    return _figure(training, curves, name, shares, percent, width, height, colours="x")
+
+
 def accuracy_figure(training: Training, width: float, height: float = 300) -> Markup:
     """Draw accuracy on training and held-out samples."""
     return _figure(training, accuracy_curves(training), "Accuracy", shares, _accuracy, width, height)
@@ -63,6 +97,7 @@ def _figure(
     tell: Callable[[float], str],
     width: float,
     height: float,
+    colours: str = "s",
 ) -> Markup:
     epochs = [epoch.epoch for epoch in training.epochs]
     values = [value for _, curve in curves for value in curve if value is not None]
@@ -83,13 +118,13 @@ def _figure(
         svg.line(at, axes.top, at, axes.bottom, "mean")
     for index, (label, curve) in reversed(list(enumerate(curves))):
         points = [(epoch, value) for epoch, value in zip(epochs, curve, strict=True) if value is not None]
-        svg.polyline([(axes.x(a), axes.y(b)) for a, b in points], f"series s{index}")
+        svg.polyline([(axes.x(a), axes.y(b)) for a, b in points], f"series {colours}{index}")
         for epoch, value in points:
             said = f"epoch {epoch}: {label} {tell(value)}"
             if kept is not None and epoch == kept.epoch:
-                svg.circle(axes.x(epoch), axes.y(value), 4.5, f"peak s{index}", f"{said} (kept)")
+                svg.circle(axes.x(epoch), axes.y(value), 4.5, f"peak {colours}{index}", f"{said} (kept)")
             elif len(points) <= _MOST_DOTS:
-                svg.circle(axes.x(epoch), axes.y(value), 2.2, f"bar s{index}", said)
+                svg.circle(axes.x(epoch), axes.y(value), 2.2, f"bar {colours}{index}", said)
     return svg.markup()
 
 
