@@ -51,12 +51,16 @@ def calibrate_gates(
             f"gates are not chosen by {', '.join(sorted(request.keys() - _ANSWERED))}: that is about exits",
             "Give --budget or --max-drop.",
         )
-    budget = request.get("max_macs")
-    fraction = None if budget is None else min(Budget.of(budget).fraction(frontier.base_macs), MOST)
+    asked = dict(request)
+    fraction = None
+    if "max_macs" in request:
+        fraction = min(Budget.of(request["max_macs"]).fraction(frontier.base_macs), MOST)
+        # A report counts in parts of the network as it came, which may have lost blocks since.
+        asked["max_macs"] = fraction * frontier.base_macs / before.before.macs
     point = frontier.choose(max_drop=request.get("max_drop"), max_macs=fraction)
     model.policy = cast(Policy, frontier_policy(frontier, point))
     choice = {
-        "request": dict(request),
+        "request": asked,
         "accuracy": point.accuracy,
         "base_accuracy": frontier.base_accuracy,
         "macs": point.macs,

@@ -153,6 +153,11 @@ def test_calibrating_moves_the_run(home: Path, cli: Cli, data: Data) -> None:
     assert (calibration["samples"], calibration["macs"]) == (len(data.holdout), chosen.macs)
     assert model.budget == chosen.macs / model.cost.total
     assert [point.thresholds for point in model.frontier.points] == [point.thresholds for point in points]
+    # MACs are asked for as such, and told as a part.
+    least = points[0].macs / network().cost.total
+    assert cli("calibrate", RUN, "--budget", f"{points[0].macs / 1000 + 0.01:.2f}K").code == 0
+    assert read_report(RUN)["calibration"]["request"]["max_macs"] == pytest.approx(least, rel=1e-3)
+    assert network().budget == least
     # A drop is from the network as it came: back to what loses nothing, if there is such a point.
     assert cli("report", RUN).code == 0
     back = cli("calibrate", RUN, "--max-drop", "60")
