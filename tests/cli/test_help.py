@@ -60,7 +60,7 @@ def test_a_word_far_from_every_command_gets_no_guess(capsys: pytest.CaptureFixtu
     assert "did you mean" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["env", "--jsn"], ["report", "a", "b"], ["--nonsense"]])
+@pytest.mark.parametrize("arguments", [["env", "--jsn"], ["calibrate", "a", "b"], ["--nonsense"]])
 def test_wrong_arguments_are_two_lines_and_exit_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
