@@ -182,7 +182,11 @@ def test_a_dry_run_in_json(home: Path, cli: Cli) -> None:
         (["--max-macs", "0.3"], 5, ["30.0% of the MACs cannot be reached", "layer1, is at 40.7%", "--sites"]),
         (["--sites", "layer9"], 2, ["no exit site is called 'layer9'; did you mean 'layer", "layer1"]),
         (["--sites", " , "], 2, ["--sites names nothing"]),
-        (["--method", "dgat"], 2, ["unknown method 'dgat'; did you mean 'dgate'?", "Methods: boostnet, dgate"]),
+        (
+            ["--method", "dgat"],
+            2,
+            ["unknown method 'dgat'; did you mean 'dgate'?", "Methods: boostnet, dgate"],
+        ),
         (["--input-size", "8by8"], 2, ["--input-size '8by8' is no size", "192x256"]),
         (["--mean", "a"], 2, ["--mean: 'a' is no number"]),
         (["--mean", "0.1,0.2"], 2, ["mean has 2 values for images of 1 channels"]),
