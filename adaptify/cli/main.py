@@ -12,7 +12,19 @@ from typing import Annotated
 
 import typer
 
-from adaptify.cli import boundary, calibrate, demo, env, evaluate, inspect, prune, recipes, report, retrofit
+from adaptify.cli import (
+    boundary,
+    calibrate,
+    demo,
+    env,
+    evaluate,
+    export,
+    inspect,
+    prune,
+    recipes,
+    report,
+    retrofit,
+)
 from adaptify.cli.group import make_group
 from adaptify.version import VERSION
 
@@ -28,6 +40,7 @@ The way through:
   adaptify calibrate --max-drop 0.5                  choose again between accuracy and compute
   adaptify evaluate --data FOLDER                    run it, really skipping
   adaptify report                                    tables, and a page to show
+  adaptify export --format onnx                      and a file that runs without adaptify
 
 Commands after `retrofit` take the newest run when none is named.
 `adaptify --help` lists every command, `adaptify COMMAND --help` explains one.
@@ -67,6 +80,7 @@ app.command("prune")(prune.prune)
 app.command("calibrate")(calibrate.calibrate)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
+app.command("export")(export.export)
 app.command("env")(env.env)
 app.add_typer(recipes.recipes, name="recipes")
 

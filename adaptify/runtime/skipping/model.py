@@ -92,7 +92,7 @@ class SkippingModel(Budgeted, nn.Module):
         self.num_classes = model.num_classes
         self._device = device
         self._order = [decider.name for decider in model.deciders]
-        modules = {decider.name: _for_inference(decider.module) for decider in model.deciders}
+        modules = {decider.name: for_inference(decider.module) for decider in model.deciders}
         self.deciders = nn.ModuleDict(modules).eval().requires_grad_(False).to(device)
         traced = model.backbone()
         self.memory_format = torch.channels_last if has_maps(traced.root) else torch.contiguous_format
@@ -175,7 +175,7 @@ class SkippingModel(Budgeted, nn.Module):
             beside = step.block.beside(x) if step.block is not None else ()
             for name in step.deciders:
                 gates[name] = decide(odds[name])
-                host[name] = gates[name].detach().cpu().numpy()
+                host[name] = _on_host(gates[name])
             if index < done:
                 continue
             if index in self._stretches:
@@ -189,11 +189,12 @@ class SkippingModel(Budgeted, nn.Module):
             else:
                 assert step.gates is not None
                 name, place = step.gates
+                own = gates[name] if gates[name].shape[1] == place.stop - place.start else gates[name][:, place]
                 # Blocks may write over what goes in; the images are the caller's, whatever views them.
                 if not is_own and _share_memory(x, images):
                     x = x.clone()
                 is_own = True
-                x = step.block((x, *beside), gates[name][:, place], host[name][:, place])
+                x = step.block((x, *beside), own, host[name][:, place])
         return Decisions(
             x,
             torch.cat([odds[name] for name in self._order], 1),
@@ -201,7 +202,7 @@ class SkippingModel(Budgeted, nn.Module):
         )
 
 
-def _for_inference(module: nn.Module) -> nn.Module:
+def for_inference(module: nn.Module) -> nn.Module:
     """A copy of what decides, in the form for inference if it has one."""
     make: Callable[[], nn.Module] | None = getattr(module, "for_inference", None)
     return copy.deepcopy(module) if make is None else make()
@@ -210,7 +211,7 @@ def _for_inference(module: nn.Module) -> nn.Module:
 def _steps(
     traced: Traced, deciders: Sequence[Decider], whole: Collection[str], device: torch.device
 ) -> list[_Step]:
-    gates = _gates_by_block(deciders)
+    gates = gates_by_block(deciders)
     order = {node.name: index for index, node in enumerate(traced.graph.nodes)}
     blocks = sorted((block for block, _, _ in gates.values()), key=lambda block: order[block.source])
     waiting = {decider.source: [] for decider in deciders}  # type: dict[str | None, list[str]]
@@ -230,7 +231,7 @@ def _steps(
             )
             continue
         block, sites, place = gates[piece.block.name]
-        keeps = _is_nonnegative(traced, source)
+        keeps = is_nonnegative(traced, source)
         first = next((node.name for node in piece.traced.graph.nodes if node.name in whole), None)
         programs = Programs(piece.traced, block, sites, device=device, keeps=keeps, first=first)
         if first is not None:
@@ -259,7 +260,7 @@ def _stretches(steps: Sequence[_Step], deciders: Sequence[Decider]) -> dict[int,
     return found
 
 
-def _gates_by_block(
+def gates_by_block(
     deciders: Sequence[Decider],
 ) -> dict[str, tuple[BlockSite, tuple[GateSite, ...], tuple[str, slice]]]:
     """Name of a block -> the block, its sites, and where their gates are: one stretch of one decider's."""
@@ -277,11 +278,18 @@ def _gates_by_block(
     return found
 
 
+def _on_host(values: Tensor) -> npt.NDArray[np.floating[Any]]:
+    """The values in the memory of the host; where they are there already, without any operation."""
+    if values.is_cpu and not values.requires_grad:
+        return values.numpy()
+    return values.detach().cpu().numpy()
+
+
 def _share_memory(one: Tensor, other: Tensor) -> bool:
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
-def _is_nonnegative(traced: Traced, name: str) -> bool:
+def is_nonnegative(traced: Traced, name: str) -> bool:
     """Whether a value is known to have nothing below 0: it is that of a ReLU, or of a pooling of one."""
     node: fx.Node = traced.node(name)
     while node.op == "call_module" and type(traced.root.get_submodule(str(node.target))) is nn.MaxPool2d:

@@ -1,0 +1,1 @@
+"""Networks as files that run without adaptify, still skipping; each is opened again and checked."""
