@@ -155,7 +155,7 @@ def test_tokens_have_linear_heads_and_no_convolutions() -> None:
     traced = trace(vit.eval(), (3, 32, 32))
     model = with_exits("boostnet", traced)
     assert len(model.exits) == 2
-    assert model.exit_macs()[0] < 0.5 * model.cost.total
+    assert model.exit_macs()[0] < 0.7 * model.cost.total
     for method, head in (
         ("boostnet", "convolutional"),
         ("gumbel_exits", "convolutional"),
