@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from adaptify import artifact
+from adaptify.data.identity import fingerprint
 from adaptify.errors import TargetError
 from adaptify.methods import GateFit
 from adaptify.pipeline import folder
@@ -100,6 +101,7 @@ def _add_frontier(model: GatedModel, network: AdaptiveModel, job: Job) -> None:
         "calibration": {
             "split": "holdout",
             "samples": min(len(held), SAMPLES),
+            "images": fingerprint(held),
             "request": {},
             "accuracy": chosen.accuracy,
             "base_accuracy": frontier.base_accuracy,

@@ -13,6 +13,7 @@ import adaptify
 from adaptify.artifact import read_plan
 from adaptify.cli.main import main
 from adaptify.data import Data, open_data
+from adaptify.data.identity import fingerprint
 from adaptify.models.registry import resolve
 from adaptify.runtime.gated import GatedModel
 from adaptify.training.gate_records import observe_gates
@@ -77,6 +78,7 @@ def test_the_artifact_holds_what_held_out_images_said(home: Path, data: Data) ->
         assert float(seen.macs.mean()) == pytest.approx(point.macs, rel=0.01)
     assert plan.calibration is not None
     assert plan.calibration["samples"] == len(data.holdout)
+    assert plan.calibration["images"] == fingerprint(data.holdout)
     assert plan.calibration["request"] == {}
     chosen = frontier.points[taus.index((network().policy.tau,))]
     assert plan.calibration["macs"] == chosen.macs
