@@ -8,6 +8,7 @@ import pytest
 from exits_sample import jointly_trained, same_class
 from report_sample import MACS, sample_report
 from test_report_html import HOSTILE, Page
+from test_report_tables import lines, row
 
 from adaptify.errors import UsageError
 from adaptify.report.curves import anytime, anytime_within, budgeted, budgeted_within
@@ -102,6 +103,15 @@ def test_the_page_says_what_each_exit_and_thresholds_give_for_its_compute() -> N
     rows = section(text, "For the compute of each exit", "Where samples leave")
     assert "classifier.4 62.7 M 50.0% 71.12% 67.10% \N{MINUS SIGN}4.02" in rows
     assert "output 125.5 M 100.0% 73.52% 76.10% +2.58" in rows
+
+
+def test_the_table_of_the_frontier_says_what_each_point_gives_on_test() -> None:
+    value = jointly_trained(exits=4)
+    value["budgeted"][0]["accuracy"] = 0.4321
+    text = lines(value)
+    assert all(len(line) <= 80 for line in text)
+    assert row(text, "    10.0%") == "10.0% 12.5 M 60.00% -34.12 75.0% 43.21%"
+    assert not any("on test" in line.split("MACs kept")[-1] for line in lines(sample_report())[:20])
 
 
 def test_images_of_the_same_class_stand_side_by_side() -> None:

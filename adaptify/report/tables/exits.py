@@ -48,7 +48,10 @@ def frontier_table(report: Report) -> RenderableType:
     some = (
         f"{len(shown)} of {whole(len(report.frontier))} points; " if len(shown) < len(report.frontier) else ""
     )
-    table = new_table(["MACs kept", "MACs", "accuracy", "points", "leave early", ""])
+    test = {id(point): found for point, found in zip(report.frontier, report.budgeted, strict=False)}
+    table = new_table(
+        ["MACs kept", "MACs", "accuracy", "points", "leave early", *(["on test"] if test else []), ""]
+    )
     for point in shown:
         table.add_row(
             percent(point.macs / report.before.macs),
@@ -56,6 +59,7 @@ def frontier_table(report: Report) -> RenderableType:
             percent(point.accuracy, 2),
             points(point.accuracy - base),
             percent(sum(point.exit_shares[:-1])),
+            *([percent(test[id(point)].accuracy, 2)] if test else []),
             "<- chosen" if point is chosen else "",
             style="bold" if point is chosen else "",
         )
