@@ -13,7 +13,7 @@ from adaptify.data import Split
 from adaptify.errors import AdaptifyError, UsageError
 from adaptify.models.registry import Architecture
 from adaptify.pipeline import folder
-from adaptify.pipeline.calibration import calibrate_model
+from adaptify.pipeline.calibration import calibrate_model, check_promise
 from adaptify.pipeline.gate_calibrate import calibrate_gates
 from adaptify.pipeline.prepare import open_recipe_data
 from adaptify.pipeline.reporting import build_report
@@ -76,6 +76,7 @@ def calibrate(
         file=run / folder.RECIPE,
         options=CalibrateSection.settings(request),
     )
+    check_promise(recipe, len(records["holdout"].labels))
     doubts = calibrate_model(
         model,
         records["holdout"],

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from adaptify.errors import TargetError
-from adaptify.recipe import CalibrateSection
+from adaptify.errors import TargetError, UsageError
+from adaptify.recipe import Recipe
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.budget import Budget
 from adaptify.runtime.frontier import Frontier, OperatingPoint
@@ -92,14 +92,22 @@ def calibrate_model(
     return () if promise is not None else _doubts(samples.count, wanted)
 
 
-def check_promise(target: CalibrateSection, held: int) -> None:
+def check_promise(recipe: Recipe, held: int) -> None:
     """Refuse before the work a promise that no result on `held` held-out samples could support.
 
     Raises:
         TargetError: It takes more samples.
+        UsageError: The samples choose the epoch too: then they say nothing about new ones.
     """
-    if target.confidence is not None and target.max_drop is not None:
-        check_samples(held - held // 2, target.max_drop, target.confidence)
+    target = recipe.calibrate
+    if target.confidence is None or target.max_drop is None:
+        return
+    if recipe.train.model_dump().get("keep") == "best":
+        raise UsageError(
+            "train.keep=best chooses the epoch on the images that the promise would be tested on",
+            "Keep the last epoch: train.keep=last; or ask for no --confidence.",
+        )
+    check_samples(held - held // 2, target.max_drop, target.confidence)
 
 
 def _frontier(samples: Samples, request: Mapping[str, Any], base_macs: int) -> Frontier:

@@ -109,7 +109,7 @@ def retrofit(
     for note in network.notes:
         progress.note(note)
     data = open_recipe_data(recipe, network.architecture.input, model.num_classes, progress=progress)
-    check_promise(recipe.calibrate, len(data.holdout))
+    check_promise(recipe, len(data.holdout))
     method = make_gating_method(recipe)
     stem = f"{network.architecture.name.partition(':')[2].replace(':', '.')}-{recipe.method}"
     with folder.new_run(stem, output=output, force=force) as run:

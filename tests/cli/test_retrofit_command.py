@@ -331,3 +331,11 @@ def test_a_run_can_be_retrofitted_again(home: Path, cli: Cli) -> None:
     assert "the exits that the network has are left out" in said.err
     assert [row["name"] for row in said.json["exits"]] == ["layer2", "output"]
     assert said.json["before"]["accuracy"] == read_report(home / RUN)["before"]["accuracy"]
+
+
+def test_no_promise_where_the_same_images_choose_the_epoch(home: Path, cli: Cli) -> None:
+    words = ["--method", "boostnet", "--data", "digits", "--max-drop", "10", "--confidence", "0.9"]
+    said = cli("retrofit", "digits.pt", *words, "train.keep=best", "train.epochs=1")
+    assert said.code == 2
+    assert "train.keep=best chooses the epoch on the images that the promise would be tested on" in said.err
+    assert "train.keep=last" in said.err
