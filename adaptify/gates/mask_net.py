@@ -16,6 +16,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from adaptify.errors import UsageError
 from adaptify.gates.gumbel import initial_odds
 
+_SMALL = 1 << 19
+"""Weights up to which the convolution is faster as one matrix."""
+
 OPEN = 0.8
 """Probability of every gate at first: all are open, and near enough to the threshold to learn quickly."""
 
@@ -67,23 +70,22 @@ class MaskNet(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Log-odds (N, G) of being open for features (N, C, H, W), (N, H, W, C), (N, C, L) or (N, L, C)."""
-        if self.channel_axis in (-1, self.spatial_dims + 1):
-            features = features.movedim(-1, 1)
-        if self.spatial_dims == 2:
-            small = F.adaptive_avg_pool2d(features, self.pool)
-        else:
-            small = F.adaptive_avg_pool1d(features, self.pool**2)
+        small = _shrink(features, self.channel_axis, self.pool, self.spatial_dims)
         hidden = torch.relu(self.norm(self.conv(small)))
         odds: Tensor = self.linear(hidden.flatten(1))
         return odds
 
-    def for_inference(self) -> MaskNet:
-        """The same decisions with BatchNorm folded into the convolution; it cannot be trained."""
+    def for_inference(self) -> nn.Module:
+        """The same decisions in fewer operations, which on a small network take as long as a layer.
+
+        The result cannot be trained.
+        """
         folded = copy.deepcopy(self).eval()
         assert isinstance(folded.norm, (nn.BatchNorm1d, nn.BatchNorm2d))
         folded.conv = fuse_conv_bn_eval(folded.conv, folded.norm)
         folded.norm = nn.Identity()
-        return folded
+        inputs, outputs = (self.pool**2 * count for count in (self.conv.in_channels, self.conv.out_channels))
+        return FoldedMaskNet(folded) if inputs * outputs <= _SMALL else folded
 
     def keep_gates(self, kept: Sequence[int]) -> MaskNet:
         """Return a network of its own that decides only the gates with these positions, and those alike.
@@ -113,3 +115,44 @@ class MaskNet(nn.Module):
     def extra_repr(self) -> str:
         """Show what the layers do not."""
         return f"pool={self.pool}, channel_axis={self.channel_axis}"
+
+
+class FoldedMaskNet(nn.Module):
+    """`MaskNet` for inference: on so small a map the convolution is a matrix. It cannot be trained.
+
+    The matrix has up to 16 / 9 as many products as the convolution that is counted, in fewer operations.
+
+    Args:
+        net: What it is made of, with BatchNorm folded into its convolution.
+    """
+
+    matrix: Tensor
+    offset: Tensor
+
+    def __init__(self, net: MaskNet) -> None:
+        super().__init__()
+        self.channel_axis, self.pool, self.spatial_dims = net.channel_axis, net.pool, net.spatial_dims
+        places = (net.pool, net.pool) if net.spatial_dims == 2 else (net.pool**2,)
+        inputs = net.conv.in_channels * net.pool**2
+        with torch.no_grad():
+            unit = torch.eye(inputs).to(net.conv.weight).view(inputs, net.conv.in_channels, *places)
+            offset = net.conv(torch.zeros_like(unit[:1]))
+            self.register_buffer("matrix", (net.conv(unit) - offset).flatten(1).T.contiguous())
+            self.register_buffer("offset", offset.flatten())
+        self.linear = net.linear
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Log-odds (N, G); see `MaskNet.forward`."""
+        small = _shrink(features, self.channel_axis, self.pool, self.spatial_dims).flatten(1)
+        # Functions, as calling a module takes a third as long again.
+        hidden = torch.relu_(F.linear(small, self.matrix, self.offset))
+        return F.linear(hidden, self.linear.weight, self.linear.bias)
+
+
+def _shrink(features: Tensor, channel_axis: int, pool: int, spatial_dims: int) -> Tensor:
+    """Average features to (N, C, pool, pool), or (N, C, pool**2)."""
+    if channel_axis in (-1, spatial_dims + 1):
+        features = features.movedim(-1, 1)
+    if spatial_dims == 2:
+        return F.adaptive_avg_pool2d(features, pool)
+    return F.adaptive_avg_pool1d(features, pool**2)

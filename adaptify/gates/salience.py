@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from adaptify.gates.averages import channel_averages
+
 LEAK = 0.01
 """Slope of the leaky ReLU-1 outside of [0, 1]; the paper gives none."""
 
@@ -51,7 +53,5 @@ class SalienceNet(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Saliences (N, G) before ReLU-1, for features (N, C, ...) or (N, ..., C)."""
-        axis = self.channel_axis % features.dim()
-        rest = [other for other in range(1, features.dim()) if other != axis]
-        result: Tensor = self.linear(features.mean(rest) if rest else features)
+        result: Tensor = self.linear(channel_averages(features, self.channel_axis))
         return result

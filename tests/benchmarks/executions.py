@@ -48,13 +48,14 @@ def runner(
     model: GatedModel, fast: SkippingModel, images: Tensor, gates: Tensor, batch: int
 ) -> Callable[[], None]:
     """A function that runs all images in batches under forced gates, with what it needs built already."""
-    parts = list(zip(images.split(batch), gates.split(batch), strict=True))
+    decided = [forced(model, part) for part in gates.split(batch)]
+    parts = list(zip(images.split(batch), decided, strict=True))
     for part, wanted in parts:
-        fast.warm_up(part, forced(model, wanted))
+        fast.warm_up(part, wanted())
 
     def run() -> None:
         for part, wanted in parts:
-            fast.decide(part, forced(model, wanted))
+            fast.decide(part, wanted())
 
     return run
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -52,11 +52,21 @@ def gated(name: str, what: str, per: str = "block") -> GatedModel:
     return place_gates(traced, step).eval()
 
 
-def forced(model: GatedModel, gates: Tensor) -> Decide:
-    """Decides as `gates` (N, K) say, whatever the networks of the gates do."""
-    sizes = [decider.gates for decider in model.deciders]
-    parts: Iterator[Tensor] = iter(gates.split(sizes, 1))
-    return lambda odds: next(parts)
+def forced(model: GatedModel, gates: Tensor) -> Callable[[], Decide]:
+    """Makes what decides as `gates` (N, K) say, whatever the networks of the gates do, for one batch each."""
+    parts = gates.split([decider.gates for decider in model.deciders], 1)
+    policy = model.policy
+
+    def start() -> Decide:
+        left = iter(parts)
+
+        def decide(odds: Tensor) -> Tensor:
+            policy.decide(odds)  # takes its time, as always
+            return next(left)
+
+        return decide
+
+    return start
 
 
 def draw(model: GatedModel, images: int, rate: float, patterns: int) -> Tensor:
@@ -94,20 +104,21 @@ def measure(
     count = max(batch, count - count % batch)
     images = torch.randn(count, *model.traced.input_shape, generator=torch.Generator().manual_seed(1))
     gates = draw(model, count, rate, patterns)
-    parts, decided = images.split(batch), gates.split(batch)
+    parts = images.split(batch)
+    decided = [forced(model, part) for part in gates.split(batch)]
     macs = float(model.gate_cost(gates.double()).mean()) + model.decider_macs
     with torch.inference_mode():
 
         def ours() -> None:
             for part, wanted in zip(parts, decided, strict=True):
-                fast.decide(part, forced(model, wanted))
+                fast.decide(part, wanted())
 
         def theirs() -> None:
             for part in parts:
                 static(part)
 
         for part, wanted in zip(parts, decided, strict=True):
-            fast.warm_up(part, forced(model, wanted))
+            fast.warm_up(part, wanted())
         ours()
         seconds = interleaved([ours, theirs], rounds)
     ratio, kept = median_ratio(*seconds), macs / model.cost.total

@@ -201,3 +201,18 @@ def test_gates_that_are_kept_decide_as_before() -> None:
         smaller = gates.keep_gates([3, 1])
         torch.testing.assert_close(smaller(images), gates(images)[:, [3, 1]])
     assert not smaller.training
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize("gates", [1, 64, 65])
+def test_for_inference_they_decide_the_same(gates: int, axis: int) -> None:
+    torch.manual_seed(0)
+    module = DependentGates(6, gates, hidden=5, channel_axis=axis)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    features = torch.randn(9, 6, 4, 5).movedim(1, axis)
+    with torch.no_grad():
+        module(features)  # moves the statistics of BatchNorm
+        wanted = module.eval()(features)
+        assert float(wanted.std(0).min()) > 0.02
+        torch.testing.assert_close(module.for_inference()(features), wanted, rtol=1e-4, atol=1e-4)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from adaptify.errors import UsageError
-from adaptify.gates.mask_net import MaskNet
+from adaptify.gates.mask_net import FoldedMaskNet, MaskNet
 from adaptify.graph.cost import count_module
 
 
@@ -54,6 +54,23 @@ def test_every_layout_of_the_same_map_decides_the_same(pool: int) -> None:
     assert float(odds.std(0).min()) > 0.02
     for other in others:
         torch.testing.assert_close(other, odds, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("channels", [6, 4096])
+def test_for_inference_it_decides_the_same(channels: int, dims: int, axis: int) -> None:
+    net = stirred(MaskNet(channels, 5, pool=3, channel_axis=axis, spatial_dims=dims))
+    fast = net.for_inference()
+    # Where the matrix would be large the convolution stays.
+    assert isinstance(fast, FoldedMaskNet) == (channels == 6)
+    features = torch.randn(4, channels, *(9, 12)[:dims], generator=torch.Generator().manual_seed(1))
+    features = features.movedim(1, axis)
+    with torch.no_grad():
+        wanted = net(features)
+        assert float(wanted.std(0).min()) > 0.02
+        torch.testing.assert_close(fast(features), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+        assert torch.equal(net(features), wanted)
 
 
 def test_tokens_are_averaged_in_runs_and_seen_with_their_neighbours() -> None:

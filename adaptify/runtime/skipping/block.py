@@ -78,8 +78,8 @@ class SkippingBlock:
         Returns:
             (N, ...), each row as the whole block under its gates would give it.
         """
-        if len(host) == 1 and not self._has_channels:
-            return self._run_one(inputs, gates, float(host[0, 0]))
+        if len(host) == 1:
+            return self._run_one(inputs, gates, host)
         opened = host > 0
         runs = opened[:, 0] if self.programs.has_layer_gate else np.ones(len(host), bool)
         count = int(np.count_nonzero(runs))
@@ -119,8 +119,7 @@ class SkippingBlock:
             by_pattern.setdefault(as_number(opened[row]), []).append(row)
         by_program: dict[int, tuple[Narrow | None, list[int]]] = {}
         for pattern, rows in by_pattern.items():
-            found = self.book.find(pattern)
-            self.book.note(pattern, opened[rows[0]], _share(found), len(rows) * self.cost.row)
+            found = self._find(pattern, opened[rows[0]], len(rows))
             by_program.setdefault(id(found), (found, []))[1].extend(rows)
         whole = by_program.pop(id(None), (None, []))[1]
         jobs = []
@@ -133,6 +132,12 @@ class SkippingBlock:
             jobs.append(_Job(np.sort(whole), None))
         return jobs, sum(self._apart(len(job.rows), job.program) for job in jobs if job.rows is not None)
 
+    def _find(self, pattern: int, opened: Bits, rows: int) -> Narrow | None:
+        """The smallest program that there is for rows with this pattern; building others is thought over."""
+        found = self.book.find(pattern)
+        self.book.note(pattern, opened, _share(found), rows * self.cost.row)
+        return found
+
     def _together(self, count: int, total: int) -> float:
         """Seconds to run all rows, and to undo that for those that do not run."""
         return self.cost.run(total) + self.cost.move * (total - count)
@@ -141,11 +146,15 @@ class SkippingBlock:
         """Seconds to run some rows apart from the others."""
         return self.cost.run(rows, _share(program)) + rows * self.cost.move + OVERHEAD_S
 
-    def _run_one(self, inputs: tuple[Tensor, ...], gates: Tensor, gate: float) -> Tensor:
-        """Run a single row whose branch has the only gate."""
-        if gate == 0:
+    def _run_one(self, inputs: tuple[Tensor, ...], gates: Tensor, host: npt.NDArray[np.floating]) -> Tensor:
+        """Run a single row, in the smallest program that serves it: there is nothing to group or to move."""
+        if self.programs.has_layer_gate and host[0, 0] == 0:
             return self._skip(inputs[0])
-        return self.programs.full(*inputs) if gate == 1 else self.programs.masked(*inputs, gates)
+        program = None
+        if self._has_channels:
+            opened = host[0] > 0
+            program = self._find(as_number(opened), opened, 1)
+        return self._run(inputs, gates, host, program)
 
     def _run_all(
         self,
@@ -197,7 +206,7 @@ class SkippingBlock:
         program: Narrow | None,
     ) -> Tensor:
         """Run rows, scaled by those of their gates that are not 1."""
-        if program is not None and not _scales(host[:, program.gates]):
+        if program is not None and not _scales(host.take(program.gates, 1)):
             return program.full(*inputs)
         if program is not None and program.masked is not None:
             return program.masked(*inputs, gates[:, torch.from_numpy(program.gates)])

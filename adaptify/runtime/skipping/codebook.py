@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class Codebook:
         self.eager = False
         self._programs = programs
         self._built: OrderedDict[int, Narrow] = OrderedDict()
-        self._best: dict[int, Narrow | None] = {}
+        self._best: dict[int, int | None] = {}
         self._lost: dict[int, float] = {}
         self._shares: dict[int, float] = {}
         self._hopeless: set[int] = set()
@@ -47,16 +48,18 @@ class Codebook:
     def find(self, pattern: int) -> Narrow | None:
         """The smallest program that has all channels of a pattern (`as_number`); None: the whole block."""
         if pattern not in self._best:
+            _bound(self._best)
             fitting = [
-                item
+                number
                 for number, item in self._built.items()
                 if number == pattern or (pattern & ~number == 0 and item.masked is not None)
             ]
-            self._best[pattern] = min(fitting, key=lambda item: item.share, default=None)
+            self._best[pattern] = min(fitting, key=lambda number: self._built[number].share, default=None)
         found = self._best[pattern]
-        if found is not None:
-            self._built.move_to_end(as_number(found.opened))
-        return found
+        if found is None:
+            return None
+        self._built.move_to_end(found)
+        return self._built[found]
 
     def share(self, pattern: int, opened: Bits) -> float:
         """MACs of a program for exactly this pattern, as a part of those of the whole block."""
@@ -77,6 +80,8 @@ class Codebook:
             seconds: What they would take in the whole block.
         """
         self._everything |= pattern
+        if used <= self.share(pattern, opened):
+            return  # and a program for more than these channels would save less than one for them
         together = as_bits(self._everything, len(opened))
         for number, bits in {pattern: opened, self._everything: together}.items():
             gain = (used - self.share(number, bits)) * seconds
@@ -111,7 +116,7 @@ def as_bits(number: int, gates: int) -> Bits:
     return np.unpackbits(packed, count=gates).astype(bool)
 
 
-def _bound(table: dict[int, float]) -> None:
+def _bound(table: dict[int, Any]) -> None:
     """Forget the oldest half of a table that has grown too large."""
     if len(table) > _REMEMBERED:
         for key in list(table)[: _REMEMBERED // 2]:

@@ -189,7 +189,9 @@ class SkippingModel(Budgeted, nn.Module):
             else:
                 assert step.gates is not None
                 name, place = step.gates
-                own = gates[name] if gates[name].shape[1] == place.stop - place.start else gates[name][:, place]
+                own = (
+                    gates[name] if gates[name].shape[1] == place.stop - place.start else gates[name][:, place]
+                )
                 # Blocks may write over what goes in; the images are the caller's, whatever views them.
                 if not is_own and _share_memory(x, images):
                     x = x.clone()
