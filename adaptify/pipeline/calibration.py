@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,20 +63,22 @@ def calibrate_model(
         rows = halves(len(holdout.labels), seed)
         parts = [holdout.take(torch.from_numpy(half)) for half in rows]
     samples, *tested = (Samples.checked(item.scores.numpy(), item.correct.numpy(), macs) for item in parts)
-    frontier = _frontier(samples, wanted, model.cost.total)
+    count = partial(_counted, model, score)
+    frontier = _counted_frontier(_frontier(samples, wanted, model.cost.total), count)
     promise = None
     if "thresholds" in wanted:
         limits = [math.inf if value is None else float(value) for value in wanted["thresholds"]]
-        point = evaluate_thresholds(samples.scores, samples.correct, macs, limits)
+        point = count(evaluate_thresholds(samples.scores, samples.correct, macs, limits))
     elif tested:
         points = safest_first(frontier, samples)
-        point, promise = promised_point(points, tested[0], wanted["max_drop"], wanted["confidence"])
+        found, promise = promised_point(points, tested[0], wanted["max_drop"], wanted["confidence"])
+        point = count(found)
         _check_budget(point, wanted, model.cost.total)
     else:
         point = frontier.choose(max_drop=wanted.get("max_drop"), max_macs=wanted.get("max_macs"))
     model.policy = ThresholdPolicy(point.thresholds, score, temperatures)
     if model.plan is not None:
-        found = {
+        known = {
             "policy": model.policy.to_json(),
             "frontier": {**frontier.to_json(), "policy": model.policy.to_json()},
             "calibration": {
@@ -88,7 +92,7 @@ def calibrate_model(
                 "promise": None if promise is None else promise.to_json(),
             },
         }
-        model.plan = model.plan.model_copy(update=found)
+        model.plan = model.plan.model_copy(update=known)
     return () if promise is not None else _doubts(samples.count, wanted)
 
 
@@ -116,6 +120,24 @@ def _frontier(samples: Samples, request: Mapping[str, Any], base_macs: int) -> F
         return search_thresholds(*arguments)
     budget = request.get("max_macs")
     return sweep_quotas(*arguments, budget=None if budget is None else budget * base_macs)
+
+
+def _counted(model: AdaptiveModel, score: str, point: OperatingPoint) -> OperatingPoint:
+    """The point with its MACs without the heads that its thresholds switch off; the search counts them all."""
+    macs = model.exit_macs(ThresholdPolicy(point.thresholds, score))
+    spent = sum(share * each for share, each in zip(point.exit_shares, macs, strict=True))
+    return replace(point, macs=float(spent))
+
+
+def _counted_frontier(frontier: Frontier, count: Callable[[OperatingPoint], OperatingPoint]) -> Frontier:
+    """The frontier with counted points; what is now beaten by a cheaper point is left out."""
+    *points, never = map(count, frontier.points)
+    kept: list[OperatingPoint] = []
+    for point in sorted(points, key=lambda item: (item.macs, -item.accuracy)):
+        beaten = point.macs >= never.macs and point.accuracy <= never.accuracy
+        if not beaten and (not kept or point.accuracy > kept[-1].accuracy):
+            kept.append(point)
+    return replace(frontier, points=(*kept, never))
 
 
 def _check_budget(point: OperatingPoint, request: Mapping[str, Any], base_macs: int) -> None:
