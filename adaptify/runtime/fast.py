@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx, nn
@@ -18,21 +18,54 @@ _IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def fast_form(traced: Traced, device: torch.device, *, keep: Collection[str] = ()) -> Traced:
+@dataclass(frozen=True)
+class Form:
+    """What is done to a network for the sake of speed.
+
+    Attributes:
+        fold: BatchNorm becomes part of the layer in front of it.
+        channels_last: Feature maps lie in memory with their channels together.
+        pack: On a CPU, weights of convolutions are packed once, and what follows them is done as they write.
+    """
+
+    fold: bool = True
+    channels_last: bool = True
+    pack: bool = True
+
+
+FAST = Form()
+"""All of it."""
+
+PLAIN = Form(fold=False, channels_last=False, pack=False)
+"""None of it: the network as it was loaded."""
+
+
+def fast_form(
+    traced: Traced, device: torch.device, *, keep: Collection[str] = (), form: Form = FAST
+) -> Traced:
     """Return a network that computes the same on `device`, faster; it can no longer be trained.
 
     Args:
         traced: The network; it is left as it is.
-        device: Where it will run: on a CPU convolutions are packed for it.
+        device: Where it will run.
         keep: Names of nodes whose values must stay what they are (something is attached to them).
+        form: What is done to it.
     """
-    fast = fold_batchnorm(traced.with_own_tensors(), keep=keep)
+    fast = traced.with_own_tensors()
+    fast.root.eval()
+    if form.fold:
+        fast = fold_batchnorm(fast, keep=keep)
     fast.root.requires_grad_(False).to(device)
-    if has_maps(fast.root):
+    if form.channels_last and has_maps(fast.root):
         fast.root.to(memory_format=torch.channels_last)
-    if device.type == "cpu" and can_fuse():
+    if form.pack and device.type == "cpu" and can_fuse():
         fast = fuse_convolutions(fast, keep=keep)
     return fast
+
+
+def layout(root: nn.Module, form: Form = FAST) -> torch.memory_format:
+    """How the images of a network in `form` lie in memory."""
+    return torch.channels_last if form.channels_last and has_maps(root) else torch.contiguous_format
 
 
 def has_maps(root: nn.Module) -> bool:

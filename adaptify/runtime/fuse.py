@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from adaptify.graph.leftovers import is_relu
 from adaptify.graph.trace import Traced
+from adaptify.runtime.packing import ALWAYS, MANY, PackingTable
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 
@@ -27,30 +28,58 @@ class PackedConv2d(nn.Module):
     the state dict.
 
     Args:
-        conv: The convolution; ordinary float32 weights on the CPU, zero padding, one group.
+        conv: The convolution; ordinary float32 weights on the CPU, zero padding.
         shape: Shape (N, C, H, W) of its input, for any N.
         relu: Whether act is ReLU; otherwise it is the identity.
         add: Whether a second tensor is added.
+        table: What is known of whether packing pays; None: weights are packed for all batches.
     """
 
-    def __init__(self, conv: nn.Conv2d, shape: tuple[int, ...], *, relu: bool, add: bool) -> None:
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        shape: tuple[int, ...],
+        *,
+        relu: bool,
+        add: bool,
+        table: PackingTable | None = None,
+    ) -> None:
         super().__init__()
         geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
         pack = torch.ops.mkldnn._reorder_convolution_weight
         weight = conv.weight.detach()
-        self.single = pack(weight, *geometry, [1, *shape[1:]])
-        self.many = pack(weight, *geometry, [8, *shape[1:]])
+        self.single: Tensor | None = pack(weight, *geometry, [1, *shape[1:]])
+        self.many: Tensor | None = pack(weight, *geometry, [MANY, *shape[1:]])
+        self.weight: Tensor | None = weight
         self.bias = None if conv.bias is None else conv.bias.detach()
         self.geometry = geometry
         self.unary = "relu" if relu else "none"
         self.add = add
+        ways = (self._packed, self._plain)
+        chosen = ALWAYS if table is None else table.of(conv, shape, (add, relu), *ways)
+        self.single = self.single if chosen.single else None
+        self.many = self.many if chosen.many else None
+        if chosen == ALWAYS:
+            self.weight = None
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """(N, C, H, W) to (N, M, H', W'); `other` has the shape of the result."""
         weight = self.single if x.shape[0] == 1 else self.many
+        return self._plain(x, other) if weight is None else self._packed(x, other)
+
+    def _plain(self, x: Tensor, other: Tensor | None) -> Tensor:
+        padding, stride, dilation, groups = self.geometry
+        result = torch.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
+        if other is not None:
+            result.add_(other)
+        return result.relu_() if self.unary == "relu" else result
+
+    def _packed(self, x: Tensor, other: Tensor | None) -> Tensor:
+        weight = self.single if x.shape[0] == 1 else self.many
         operation = torch.ops.mkldnn._convolution_pointwise
         if other is None:
-            result: Tensor = operation(x, weight, self.bias, *self.geometry, self.unary, [], "")
+            # By its full name: to look for the overload takes as long as a small convolution.
+            result: Tensor = operation.default(x, weight, self.bias, *self.geometry, self.unary, [], "")
             return result
         unary = None if self.unary == "none" else self.unary
         result = operation.binary(x, other, weight, self.bias, *self.geometry, "add", 1.0, unary, [], "")
@@ -68,10 +97,18 @@ def can_fuse() -> bool:
 def fuse_convolutions(traced: Traced, *, keep: Collection[str] = ()) -> Traced:
     """Replace convolutions, with the addition and the ReLU that follow them, by packed ones.
 
+    Whether packing pays for a kind of convolution is measured when the first of it is seen (milliseconds),
+    and remembered.
+
     Args:
         traced: Its root must own its modules: it is modified. It computes the same function afterwards.
         keep: Names of nodes whose values must stay what they are (something is attached to them).
     """
+    with PackingTable() as table:
+        return _fused(traced, keep, table)
+
+
+def _fused(traced: Traced, keep: Collection[str], table: PackingTable) -> Traced:
     ends = _find_ends(traced, keep)
     inside = {node for end in ends.values() for node in end.nodes}
     graph = fx.Graph()
@@ -85,7 +122,10 @@ def fuse_convolutions(traced: Traced, *, keep: Collection[str] = ()) -> Traced:
         name = str(end.conv.target)
         source = end.conv.all_input_nodes[0]
         conv = traced.root.get_submodule(name)
-        packed = PackedConv2d(conv, source.meta["shape"], relu=end.relu, add=end.other is not None)  # type: ignore[arg-type]
+        assert isinstance(conv, nn.Conv2d)
+        packed = PackedConv2d(
+            conv, source.meta["shape"], relu=end.relu, add=end.other is not None, table=table
+        )
         traced.root.set_submodule(name, packed)
         inputs = [source] if end.other is None else [source, end.other]
         fused = graph.create_node("call_module", name, tuple(copies[item] for item in inputs), name=node.name)
@@ -139,7 +179,6 @@ def _is_packable(root: nn.Module, node: fx.Node) -> bool:
     conv = root.get_submodule(str(node.target))
     return (
         type(conv) is nn.Conv2d
-        and conv.groups == 1
         and conv.padding_mode == "zeros"
         and not isinstance(conv.padding, str)
         and conv.weight.dtype == torch.float32

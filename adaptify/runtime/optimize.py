@@ -9,18 +9,20 @@ import torch
 from torch import nn
 
 from adaptify.runtime.adaptive import AdaptiveModel, Exit
-from adaptify.runtime.fast import fast_form, has_maps
+from adaptify.runtime.fast import FAST, Form, fast_form, layout
 from adaptify.runtime.gated import GatedModel
 from adaptify.runtime.skipping.costs import CostTable
 from adaptify.runtime.skipping.model import SkippingModel
 
 
 @overload
-def optimize(model: AdaptiveModel, device: torch.device | str = ...) -> AdaptiveModel: ...
+def optimize(
+    model: AdaptiveModel, device: torch.device | str = ..., *, form: Form = ...
+) -> AdaptiveModel: ...
 @overload
 def optimize(model: GatedModel, device: torch.device | str = ...) -> SkippingModel: ...
 def optimize(
-    model: AdaptiveModel | GatedModel, device: torch.device | str = "cpu"
+    model: AdaptiveModel | GatedModel, device: torch.device | str = "cpu", *, form: Form = FAST
 ) -> AdaptiveModel | SkippingModel:
     """Return a copy of `model` that computes the same function faster; it can no longer be trained.
 
@@ -39,7 +41,7 @@ def optimize(
             skipping.measure(table)
         return skipping
     backbone = model.backbone()
-    fast = fast_form(backbone, device, keep=model.exit_nodes)
+    fast = fast_form(backbone, device, keep=model.exit_nodes, form=form)
     exits = [
         Exit(item.site, _head_for_inference(item.head, device))
         for item in model.exits
@@ -50,7 +52,7 @@ def optimize(
     result.exits = tuple(
         Exit(item.site, head.head) for item, head in zip(model.exits, result.exits, strict=True)
     )
-    result.memory_format = torch.channels_last if has_maps(backbone.root) else torch.contiguous_format
+    result.memory_format = layout(backbone.root, form)
     result.head_macs, result.plan = model.head_macs, model.plan
     return result
 

@@ -13,15 +13,9 @@ import torch
 from skipping_nets import CPU, cifar, place
 from torch import Tensor
 
+from adaptify.runtime.machine import VERSION, cache_folder, cost_key
 from adaptify.runtime.optimize import optimize
-from adaptify.runtime.skipping.costs import (
-    VERSION,
-    BlockCost,
-    CostTable,
-    cache_file,
-    cost_key,
-    measure_block,
-)
+from adaptify.runtime.skipping.costs import BlockCost, CostTable, measure_block
 
 COST = BlockCost(fixed=1e-4, row=2e-3, move=3e-6)
 
@@ -117,13 +111,13 @@ def test_what_was_measured_before_an_error_is_kept(tmp_path: Path) -> None:
 def test_the_place_of_the_file_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("ADAPTIFY_CACHE", raising=False)
-    assert cache_file() == tmp_path / "cache" / "adaptify" / "block-costs.json"
+    assert cache_folder() == tmp_path / "cache" / "adaptify"
     monkeypatch.setenv("ADAPTIFY_CACHE", str(tmp_path / "mine"))
-    assert cache_file() == tmp_path / "mine" / "block-costs.json"
+    assert cache_folder() == tmp_path / "mine"
     monkeypatch.delenv("ADAPTIFY_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_file() == tmp_path / ".cache" / "adaptify" / "block-costs.json"
+    assert cache_folder() == tmp_path / ".cache" / "adaptify"
 
 
 @pytest.fixture

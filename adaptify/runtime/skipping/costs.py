@@ -6,28 +6,19 @@ n rows of a block take `fixed + n * row` seconds, and to take a row out of the b
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import statistics
-import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from adaptify.errors import AdaptifyError
-from adaptify.files import write_text
 from adaptify.runtime.compaction import put_rows, take_rows
+from adaptify.runtime.machine import MachineTable, cost_key
+from adaptify.runtime.timing import Run, Spread, interleaved
 
-VERSION = 1
-"""Of the file; another version is measured anew."""
+__all__ = ["BlockCost", "CostTable", "cost_key", "measure_block"]
 
 _SIZES = (1, 2, 8)
 _REPEATS = 5
@@ -46,65 +37,15 @@ class BlockCost:
         return self.fixed + rows * self.row * share
 
 
-class CostTable:
-    """Costs of blocks by what they are, kept in a file of the user's cache folder.
+class CostTable(MachineTable[BlockCost]):
+    """Costs of blocks by what they are, kept in a file of the user's cache folder."""
 
-    Use it as a context manager: what was measured is written at its end. A file that is missing, damaged or
-    cannot be written costs time, and nothing else.
-    """
+    file = "block-costs.json"
 
-    def __init__(self, path: Path | None = None) -> None:
-        self._path = path or cache_file()
-        self._costs: dict[str, BlockCost] = {}
-        self._changed = False
-
-    def __enter__(self) -> CostTable:
-        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-            stored = json.loads(self._path.read_text(encoding="utf-8"))
-            if stored["version"] == VERSION:
-                self._costs = {key: _cost_from_json(cost) for key, cost in stored["costs"].items()}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._changed:
-            content = {
-                "version": VERSION,
-                "costs": {key: asdict(cost) for key, cost in self._costs.items()},
-            }
-            with suppress(AdaptifyError):
-                write_text(self._path, json.dumps(content, indent=1) + "\n")
-
-    def look_up(self, key: str, measure: Callable[[], BlockCost]) -> BlockCost:
-        """The cost under `key`, measured now if it is not known."""
-        if key not in self._costs:
-            self._costs[key] = measure()
-            self._changed = True
-        return self._costs[key]
-
-
-def _cost_from_json(value: Mapping[str, float]) -> BlockCost:
-    return BlockCost(**{name: float(number) for name, number in value.items()})
-
-
-def cache_file() -> Path:
-    """Where costs are kept: `block-costs.json` in `ADAPTIFY_CACHE`, or in the user's cache folder."""
-    chosen = os.environ.get("ADAPTIFY_CACHE")
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(chosen or Path(home) / "adaptify") / "block-costs.json"
-
-
-def cost_key(description: str, device: torch.device) -> str:
-    """A key for a block on this machine: another processor, PyTorch or number of threads is another key."""
-    if device.type == "cuda":
-        machine = torch.cuda.get_device_name(device)
-    else:
-        machine = (
-            f"{_processor()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-        )
-    text = "\n".join((torch.__version__, machine, description))
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    @staticmethod
+    def parse(value: Mapping[str, float]) -> BlockCost:
+        """Make a cost of its JSON."""
+        return BlockCost(**{name: float(number) for name, number in value.items()})
 
 
 @torch.inference_mode()
@@ -146,29 +87,6 @@ def _batch(
     return batch.contiguous(memory_format=memory_format) if batch.dim() == 4 else batch
 
 
-def _median(run: Callable[[], object], device: torch.device) -> float:
-    run()
-    seconds = []
-    for _ in range(_REPEATS):
-        _wait(device)
-        started = time.perf_counter()
-        run()
-        _wait(device)
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _processor() -> str:
-    import platform
-
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
+def _median(run: Run, device: torch.device) -> float:
+    (seconds,) = interleaved([run], _REPEATS, 1, device=device)
+    return Spread.of(seconds).median
