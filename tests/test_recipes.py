@@ -14,8 +14,10 @@ from adaptify.graph.cost import CostModel
 from adaptify.graph.trace import trace
 from adaptify.models.registry import resolve as resolve_architecture
 from adaptify.pipeline.prepare import make_gating_method
+from adaptify.plan import BoostExits, PlaceExit
 from adaptify.recipe import check
 from adaptify.recipe_library import FOLDER, Listed, find_recipe, list_recipes, recipe_names
+from adaptify.runtime.adaptive import AdaptiveModel
 
 FILES = sorted(FOLDER.rglob("*.yaml"))
 
@@ -50,11 +52,22 @@ def test_the_gates_of_a_recipe_have_a_place_in_its_network(name: str) -> None:
     torch.manual_seed(0)
     architecture = resolve_architecture(recipe.model.arch, recipe.model.arch_kwargs)
     traced = trace(architecture.build().eval(), architecture.input.shape)
-    steps = make_gating_method(recipe).place(traced, CostModel(traced), 10)
+    model = AdaptiveModel(traced)
+    steps = make_gating_method(recipe).place(traced, CostModel(traced), model.num_classes)
     wanted = recipe.gates.model_dump().get("sites")
     if wanted is not None:
-        assert tuple(step.site for step in steps) == wanted
-    assert assemble(traced, steps).gate_parameters
+        # What says how exits are added up has no site; there is at most one such step, the last.
+        assert tuple(step.site for step in steps if isinstance(step, PlaceExit)) == wanted
+        assert all(isinstance(step, BoostExits) for step in steps[len(wanted) :])
+    made = assemble(traced, steps)
+    if not model.exits:
+        assert made.gate_parameters
+        return
+    # A network that has exits of its own needs no gates.
+    assert isinstance(made, AdaptiveModel)
+    assert made.gate_parameters == ()
+    assert len(made.exits) == len(model.exits)
+    assert made.boost == (0.5,) * len(made.exits)
 
 
 def test_a_file_comes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
