@@ -22,6 +22,7 @@ from adaptify.progress import SILENT, Progress
 from adaptify.settings import Section
 from adaptify.training.history import History
 from adaptify.training.records import ExitRecords
+from adaptify.training.state import States
 
 __all__ = ["Fit", "FitContext", "Method", "Section", "find_method", "method_names", "register"]
 
@@ -37,6 +38,7 @@ class FitContext:
         scratch: An existing folder for large temporary files; the caller removes it.
         folder: The run folder, for metrics and checkpoints of the training.
         progress: Told how far the work is.
+        states: The folder for the states of training, from which it goes on; None: it cannot be continued.
     """
 
     device: torch.device
@@ -45,6 +47,11 @@ class FitContext:
     scratch: Path
     folder: Path
     progress: Progress = SILENT
+    states: Path | None = None
+
+    def states_of(self, part: str) -> States | None:
+        """Where one of the trainings of this method keeps its states; each needs a name of its own."""
+        return States(self.states / part) if self.states is not None else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,6 +85,7 @@ def train_exits(
         folder=context.folder,
         gates=GateParameters(model.gate_parameters),
         everything=model.everything,
+        states=context.states_of("network"),
         progress=context.progress,
     )
     trained = time.perf_counter()

@@ -73,12 +73,12 @@ def train_gates(
         observe: Further figures of an epoch.
     """
     started = time.perf_counter()
-    epochs: list[GateRecords] = []
+    last: list[GateRecords] = []
 
     def validate(network: nn.Module) -> Validation:
         seen = observe_gates(model, data.holdout, batch_size=context.batch_size, device=context.device)
-        epochs.append(seen)
-        return Validation(seen.accuracy, seen.kept, eligible=is_eligible(seen))
+        last[:] = [seen]
+        return Validation(seen.accuracy, seen.kept, is_eligible(seen), tuple(seen.site_probabilities))
 
     history = train(
         model,
@@ -91,12 +91,13 @@ def train_gates(
         gates=gates,
         companion=companion,
         validate=validate,
-        observe=lambda epoch, network: observe(epochs[-1]) if observe is not None else {},
+        observe=lambda epoch, network: observe(last[0]) if observe is not None else {},
+        states=context.states_of("network"),
         progress=context.progress,
     )
     return GateFit(
         history=history,
-        activity=tuple(seen.site_probabilities for seen in epochs),
+        activity=tuple(row.validation.activity for row in history.rows),
         timing={"training_s": time.perf_counter() - started},
     )
 

@@ -164,6 +164,7 @@ class Sgad(GatingMethod[Gates, Train]):
             device=context.device,
             seed=context.seed,
             folder=context.scratch / "guide",
+            states=context.states_of("guide"),
             progress=context.progress,
         )
         return guide

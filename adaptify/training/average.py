@@ -27,6 +27,11 @@ class WeightAverage:
         self._average = [weight.detach().clone() for weight in self._weights]
         self._step = get_ema_multi_avg_fn(decay)
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The average, as the tensors that keep it."""
+        return tuple(self._average)
+
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights after an optimizer step."""

@@ -1,4 +1,4 @@
-"""Running an adaptive network over a split, really skipping."""
+"""Running a network over a split; an adaptive one, really skipping."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaptify.data import Split
 from adaptify.progress import SILENT, Progress
 from adaptify.runtime.adaptive import AdaptiveModel, Outcome
 from adaptify.runtime.policy import ThresholdPolicy
+from adaptify.training.objective import network_logits
 from adaptify.training.records import ExitRecords
 
 
@@ -87,3 +88,13 @@ def replay(records: ExitRecords, model: AdaptiveModel) -> Evaluation:
         torch.cat([records.scores, never])[index, samples],
         records.labels,
     )
+
+
+@torch.inference_mode()
+def top1(model: nn.Module, split: Split, device: torch.device | str, batch_size: int = 256) -> float:
+    """Top-1 accuracy of `model` on a split, in [0, 1]; the model is put into evaluation mode."""
+    model.eval()
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    for images, labels in split.batches(batch_size, device=device):
+        correct += (network_logits(model(images)).argmax(1) == labels).sum()
+    return int(correct) / len(split)

@@ -7,7 +7,7 @@ target, Q what the batch used of what gates can close, in [0, 1].
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -77,6 +77,14 @@ class Target:
             decay = 1 - 1 / self._batches if self.schedule.decay is None else self.schedule.decay
             self._mean = decay * self._mean + (1 - decay) * float(used)
 
+    def state(self) -> dict[str, float]:
+        """The moving average that a variable target is."""
+        return {"epoch": self._epoch, "mean": self._mean, "batches": self._batches}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a moving average."""
+        self._epoch, self._mean, self._batches = state["epoch"], state["mean"], state["batches"]
+
 
 def activation(gates: Tensor) -> Tensor:
     """Q of the batch activation loss (eq. 1): the mean of all gates (K,) or (N, K)."""
@@ -137,6 +145,14 @@ class GateObjective:
         with torch.no_grad():
             kept = self.cost.kept(gates).mean()
         return Loss(total, logits, terms, kept)
+
+    def state(self) -> Mapping[str, Any]:
+        """What the target follows."""
+        return self.target.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Let the target go on from there."""
+        self.target.restore(state)
 
     def _used(self, gates: Tensor) -> Tensor:
         if self.measure == "macs":

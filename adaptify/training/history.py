@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adaptify.errors import UsageError
 from adaptify.files import write_text
@@ -24,11 +24,13 @@ class Validation:
         accuracy: Top-1, in [0, 1].
         kept: Fraction of the MACs that is left, where the network has gates.
         eligible: Whether these weights may be the best: not before a target is reached, for example.
+        activity: Mean probability of being open at each site with gates.
     """
 
     accuracy: float
     kept: float | None = None
     eligible: bool = True
+    activity: tuple[float, ...] = ()
 
     def beats(self, other: Validation | None) -> bool:
         """Whether this is eligible and better: more accurate, or as accurate with fewer MACs."""
@@ -86,6 +88,16 @@ class EpochRow:
         own = {name: value for name, value in known.items() if value is not None}
         return own | {name: value for name, value in self.extra.items() if name not in own}
 
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> EpochRow:
+        """The inverse of `to_json`."""
+        seen = value["validation"]
+        return cls(**{**value, "validation": Validation(**{**seen, "activity": tuple(seen["activity"])})})
+
 
 @dataclass(frozen=True)
 class History:
@@ -119,16 +131,28 @@ class MetricsLog:
             AdaptifyError: The file cannot be written.
         """
         self._rows.append(row.figures())
+        self._write()
+        if self._board is not None:
+            for name, value in row.figures().items():
+                self._board.add_scalar(name.replace(".", "/"), value, row.epoch)
+            self._board.flush()
+
+    def resume(self, rows: Iterable[EpochRow]) -> None:
+        """Go on after `rows`, which were written before: TensorBoard has them already.
+
+        Raises:
+            AdaptifyError: The file cannot be written.
+        """
+        self._rows = [row.figures() for row in rows]
+        self._write()
+
+    def _write(self) -> None:
         columns = dict.fromkeys(name for figures in self._rows for name in figures)
         table = io.StringIO()
         writer = csv.DictWriter(table, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: f"{value:.7g}" for name, value in figures.items()} for figures in self._rows)
         write_text(self.path, table.getvalue())
-        if self._board is not None:
-            for name, value in row.figures().items():
-                self._board.add_scalar(name.replace(".", "/"), value, row.epoch)
-            self._board.flush()
 
     def close(self) -> None:
         """Let go of the files."""

@@ -1,7 +1,7 @@
 """The training loop: epochs of optimizer steps on an objective, with everything around them.
 
-What a run carries from one epoch to the next is in `_State`; the order of the images, their augmentation
-and torch's random numbers follow from the seed and the epoch, and the learning rate from the step.
+What a run carries from one epoch to the next is a `TrainingState`; the order of the images, their
+augmentation and torch's random numbers follow from the seed and the epoch, the learning rate from the step.
 """
 
 from __future__ import annotations
@@ -9,28 +9,28 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from adaptify.data import Data, Split
 from adaptify.errors import AdaptifyError
 from adaptify.progress import SILENT, Progress, Stage
 from adaptify.training import layout
 from adaptify.training.average import WeightAverage
+from adaptify.training.evaluate import top1
 from adaptify.training.history import EpochRow, History, MetricsLog, Validation
 from adaptify.training.meter import Meter, NonFiniteLossError
-from adaptify.training.objective import Moment, Objective, network_logits
+from adaptify.training.objective import Moment, Objective
 from adaptify.training.optimizer import GateParameters, make_optimizer, scale_rates
 from adaptify.training.options import LoopOptions
 from adaptify.training.recalibrate import recalibrate_on
 from adaptify.training.schedule import rate_factor
 from adaptify.training.snapshots import Snapshots
+from adaptify.training.state import States, TrainingState
 
 _SECONDS_BETWEEN_READINGS = 0.5
 
@@ -52,6 +52,7 @@ def train(
     validate: Validate | None = None,
     observe: Observe | None = None,
     everything: Callable[[Tensor], Any] | None = None,
+    states: States | None = None,
     progress: Progress = SILENT,
 ) -> History:
     """Train `model` in place on `data.train`; it is left on `device`, in evaluation mode.
@@ -76,10 +77,13 @@ def train(
         observe: Returns further figures for the metrics after each epoch, likewise.
         everything: Runs all parts of `model`, where in evaluation it leaves some out: for the statistics of
             BatchNorm.
+        states: Gets the state of the run after every epoch; the run goes on from the newest that is there,
+            and ends as if it had never stopped. None: it cannot be continued.
         progress: Told of every step.
 
     Raises:
-        UsageError: There is nothing to train, or TensorBoard is asked for and not installed.
+        UsageError: There is nothing to train, TensorBoard is asked for and not installed, or the run
+            cannot go on from `states`.
         AdaptifyError: The loss or a weight is not finite any more, or a file cannot be written.
     """
     device = torch.device(device)
@@ -94,7 +98,9 @@ def train(
             if options.epochs == 0:
                 history = History((), None)
             else:
-                loop = _Loop(model, data.train, options, objective, device, seed, gates, snapshots, companion)
+                loop = _Loop(
+                    model, data.train, options, objective, device, seed, gates, snapshots, states, companion
+                )
                 history = loop.run(validate, observe or (lambda epoch, network: {}), log, progress)
             torch.manual_seed(_seed(seed, options.epochs))
             recalibrate_on(
@@ -112,31 +118,6 @@ def train(
     return history
 
 
-@torch.inference_mode()
-def top1(model: nn.Module, split: Split, device: torch.device | str, batch_size: int = 256) -> float:
-    """Top-1 accuracy of `model` on a split, in [0, 1]; the model is put into evaluation mode."""
-    model.eval()
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    for images, labels in split.batches(batch_size, device=device):
-        correct += (network_logits(model(images)).argmax(1) == labels).sum()
-    return int(correct) / len(split)
-
-
-@dataclass
-class _State:
-    """All that a run carries from one epoch to the next."""
-
-    optimizer: Optimizer
-    average: WeightAverage | None
-    rows: list[EpochRow] = field(default_factory=list)
-    best: int | None = None
-
-    @property
-    def epoch(self) -> int:
-        """The next epoch."""
-        return len(self.rows)
-
-
 class _Loop:
     def __init__(
         self,
@@ -148,6 +129,7 @@ class _Loop:
         seed: int,
         gates: GateParameters | None,
         snapshots: Snapshots,
+        states: States | None,
         companion: nn.Module | None,
     ) -> None:
         self.model = model
@@ -158,6 +140,7 @@ class _Loop:
         self.device = device
         self.seed = seed
         self.snapshots = snapshots
+        self.states = states
         # The same parameters and buffers; only the forward pass goes through the compiler.
         self.forward: Callable[[Tensor], Any] = torch.compile(model) if options.compile else model
         # BatchNorm cannot train on a single image, and other kernels may be chosen for other sizes: a
@@ -165,18 +148,28 @@ class _Loop:
         self.batches = max(len(split) // options.batch_size, 1)
         self.steps_per_epoch = -(-self.batches // options.accumulate)
         self.steps = self.steps_per_epoch * options.epochs
-        self.state = _State(
+        self.state = TrainingState(
+            model,
             make_optimizer(model, options, gates, companion),
             WeightAverage(model, options.ema) if options.ema else None,
+            companion,
+            objective,
         )
         self.trained = [
             parameter for group in self.state.optimizer.param_groups for parameter in group["params"]
         ]
 
     def run(self, validate: Validate, observe: Observe, log: MetricsLog, progress: Progress) -> History:
-        """Train all epochs, and give the model the weights that were asked for."""
+        """Train all epochs that are left, and give the model the weights that were asked for."""
         state = self.state
+        resumed = self.states is not None and self.states.restore(state, progress)
         with progress.stage("train", total=self.steps) as stage:
+            if resumed:
+                if self.options.keep == "best" and state.best is not None:
+                    self.snapshots.require("best")
+                log.resume(state.rows)
+                stage.advance(state.epoch * self.steps_per_epoch)
+                progress.note(f"training goes on: {state.epoch} of {self.options.epochs} epochs are done")
             while state.epoch < self.options.epochs:
                 epoch, started = state.epoch, time.monotonic()
                 torch.manual_seed(_seed(self.seed, epoch))
@@ -200,6 +193,8 @@ class _Loop:
                 )
                 state.rows.append(row)
                 log.add(row)
+                if self.states is not None:
+                    self.states.save(state)
                 stage.advance(0, **{"held-out": found.accuracy})
         self.state.optimizer.zero_grad()  # the gradients go, and their memory
         return History(tuple(state.rows), self._choose(progress))
@@ -236,7 +231,7 @@ class _Loop:
                 told += 1
             if meter.age > _SECONDS_BETWEEN_READINGS or index == self.batches - 1:
                 self._read(meter)
-                stage.advance(told, **_shown(meter))
+                stage.advance(told, **meter.shown)
                 told = 0
         if not torch.stack([parameter.isfinite().all() for parameter in self.trained]).all():
             raise self._diverged("a weight is not finite", (epoch + 1) * self.steps_per_epoch - 1)
@@ -297,13 +292,6 @@ class _Loop:
             f"at learning rate {self._rate(step):.3g}",
             f"Lower train.lr, or set train.clip=1 or train.schedule.warmup=1. {good}",
         )
-
-
-def _shown(meter: Meter) -> dict[str, float]:
-    figures = {"loss": meter.means["loss"], "accuracy": meter.means["accuracy"]}
-    if "kept" in meter.means:
-        figures["MACs kept"] = meter.means["kept"]
-    return {**figures, "images/s": meter.images_per_second}
 
 
 def _seed(seed: int, epoch: int) -> int:

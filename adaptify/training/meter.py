@@ -62,6 +62,14 @@ class Meter:
         """Means of what else the objective tells."""
         return self._under("train.")
 
+    @property
+    def shown(self) -> dict[str, float]:
+        """What is worth watching while the epoch lasts."""
+        figures = {"loss": self.means["loss"], "accuracy": self.means["accuracy"]}
+        if "kept" in self.means:
+            figures["MACs kept"] = self.means["kept"]
+        return {**figures, "images/s": self.images_per_second}
+
     def _under(self, prefix: str) -> dict[str, float]:
         found = {name: mean for name, mean in self.means.items() if name.startswith(prefix)}
         return {name.removeprefix(prefix): mean for name, mean in found.items()}

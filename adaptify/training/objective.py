@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,17 @@ class Objective(Protocol):
         self, model: Callable[[Tensor], Any], images: Tensor, labels: Tensor, moment: Moment
     ) -> Loss:
         """Run `model` in training mode on images (B, C, H, W), and hold it against the labels (B,) int64."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """An objective that remembers something of the batches it has seen."""
+
+    def state(self) -> Mapping[str, Any]:
+        """What it remembers, as JSON values."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Remember what `state` says, and nothing else."""
 
 
 def network_logits(output: Any) -> Tensor:

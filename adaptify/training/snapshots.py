@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from adaptify.errors import UsageError
 from adaptify.files import atomic_write, write_tensors
 
 Which = Literal["last", "best"]
@@ -45,7 +47,24 @@ class Snapshots:
         with atomic_write(self.path(which)) as temporary:
             write_tensors(temporary, tensors, metadata)
 
+    def require(self, which: Which) -> None:
+        """Make sure that a snapshot is there.
+
+        Raises:
+            UsageError: It is not.
+        """
+        if not self.path(which).is_file():
+            raise UsageError(f"{self.path(which)} is missing", "Start anew: its weights may be the result.")
+
     def restore(self, model: nn.Module, which: Which) -> None:
-        """Give `model` the weights of a snapshot that was saved from it."""
+        """Give `model` the weights of a snapshot that was saved from it.
+
+        Raises:
+            UsageError: The file is damaged.
+        """
         device = next((str(value.device) for value in model.state_dict().values()), "cpu")
-        model.load_state_dict(load_file(self.path(which), device=device), strict=False)
+        try:
+            tensors = load_file(self.path(which), device=device)
+        except SafetensorError as error:
+            raise UsageError(f"{self.path(which)} is damaged: {error}", "Start anew.") from error
+        model.load_state_dict(tensors, strict=False)

@@ -20,8 +20,9 @@ from adaptify.input_spec import InputSpec
 from adaptify.models.cifar_resnet import digits_resnet
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.training import loop
+from adaptify.training.evaluate import top1
 from adaptify.training.history import History, Validation
-from adaptify.training.loop import top1, train
+from adaptify.training.loop import train
 from adaptify.training.objective import Classification, Loss, Moment
 from adaptify.training.optimizer import GateParameters
 from adaptify.training.options import LoopOptions, Schedule

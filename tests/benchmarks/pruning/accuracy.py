@@ -28,7 +28,8 @@ from adaptify.graph.channels import Channels
 from adaptify.graph.cost import CostModel
 from adaptify.graph.importance import score_channels
 from adaptify.graph.trace import trace
-from adaptify.training.loop import top1, train
+from adaptify.training.evaluate import top1
+from adaptify.training.loop import train
 from adaptify.training.objective import Classification
 from adaptify.training.options import LoopOptions
 from adaptify.training.taylor import taylor_scores
