@@ -99,10 +99,13 @@ def without_heads(traced: Traced, exits: Sequence[OwnExit]) -> fx.Graph:
 
 
 def _modules_within(nodes: Sequence[fx.Node], head: set[fx.Node]) -> list[str]:
-    """The modules that do nothing but what belongs to a head, outermost first."""
+    """The modules that do nothing but what belongs to a head, outermost first.
+
+    None where deeper exits need all of it.
+    """
     elsewhere = {path for node in nodes if node not in head for path in prefixes(node.meta["path"])}
     inside = [prefixes(node.meta["path"]) for node in nodes if node in head]
-    return [path for path in max(inside, key=len) if path not in elsewhere]
+    return [path for path in max(inside, key=len, default=[]) if path not in elsewhere]
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
