@@ -29,7 +29,8 @@ RecipeCheckpoint = Annotated[
     typer.Argument(
         metavar="CKPT",
         show_default=False,
-        help="Checkpoint of the pretrained network: .pt .pth .th .bin .ckpt .safetensors. "
+        help="Checkpoint of the pretrained network: .pt .pth .th .bin .ckpt .safetensors. The name of "
+        "an architecture instead (adaptify:msdnet_cifar100_anytime) starts from random weights. "
         "Without one: the recipe's.",
     ),
 ]

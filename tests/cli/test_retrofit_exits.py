@@ -235,3 +235,9 @@ def test_what_a_boosted_network_is_without_its_exits_is_told(own: Path, cli: Cli
     said = cli("retrofit", BOOSTED, "--method", "boostnet", "--data", "digits", "--dry-run")
     assert said.code == 0
     assert "its last classifier alone, which is what this starts from, is less accurate" in said.err
+
+
+def test_help_says_where_random_weights_come_from(cli: Cli) -> None:
+    said = cli("retrofit", "--help")
+    assert said.code == 0
+    assert "starts from random weights" in " ".join(said.out.replace("│", " ").split())
