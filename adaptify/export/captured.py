@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,13 +31,13 @@ def capture(
     # Exporters take 0 and 1 for sizes that never change.
     images = torch.zeros(batch or 3, *input_shape)
     sizes = None if batch is not None else {0: Dim("batch")}
-    with torch.no_grad(), without_fused_attention():
+    with torch.no_grad(), without_fused_attention(), quiet():
         try:
             return torch.export.export(portable.module, (images,), dynamic_shapes=(sizes,), strict=False)
         except Exception as error:
             raise ModelError(
                 f"PyTorch cannot record this network: {_reason(error)}",
-                "Export the frozen network, or one with fewer kinds of gates."
+                "Prune it first, and export what comes of that: adaptify prune RUN."
                 if batch is not None
                 else "Try it for one batch size: --batch-size 1.",
             ) from error
@@ -51,6 +52,17 @@ def without_fused_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what exporters tell of their own work to themselves."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _reason(error: Exception) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from adaptify.export.program import inference_form
+from adaptify.export.program import for_empty_batches, inference_form
 from adaptify.export.rows import choose, positions, put, take
 from adaptify.graph.own_exits import find_own_exits
 from adaptify.runtime.adaptive import AdaptiveModel
@@ -33,9 +33,12 @@ class _Exits(nn.Module):
 
     def __init__(self, model: AdaptiveModel) -> None:
         super().__init__()
-        traced = inference_form(model.backbone(), keep=model.exit_nodes)
+        traced = inference_form(model.backbone(), keep=model.exit_nodes, empty=True)
         own = find_own_exits(traced, model.cost) if traced.own_exits else ()
         placed = [Exit(item.site, copy.deepcopy(item.head)) for item in model.exits]
+        for item in placed:
+            if item.head is not None:
+                for_empty_batches(item.head.eval())
         exits = [Exit(item.site, None) for item in own] or placed
         self.network = traced.root
         self._segments, self._branches = branch(traced, exits, own)

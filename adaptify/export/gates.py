@@ -110,8 +110,8 @@ class _Block(nn.Module):
             _with_masks(piece, sites) if self._is_masked else replace(piece, graph=copy.deepcopy(piece.graph))
         )
         tidy(whole.root, whole.graph)
-        self.open = Program(inference_form(whole))
-        rest = inference_form(without_branch(piece, block))
+        self.open = Program(inference_form(whole, empty=True))
+        rest = inference_form(without_branch(piece, block), empty=True)
         steps = [node for node in rest.graph.nodes if node.op not in ("placeholder", "output")]
         is_identity = not steps or (keeps and all(is_relu(rest.root, node) for node in steps))
         share_equal(rest.root, self.open.network)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adaptify.errors import ModelError, UsageError
-from adaptify.export.captured import capture, without_fused_attention
+from adaptify.export.captured import capture, quiet, without_fused_attention
 from adaptify.export.facts import KEY, dumps
 from adaptify.export.onnx_branches import move_into_branches
 from adaptify.export.portable import Portable
@@ -69,7 +67,7 @@ def write_onnx(
     """
     check_installed()
     program = capture(portable, input_shape, batch)
-    with torch.no_grad(), without_fused_attention(), _quiet():
+    with torch.no_grad(), without_fused_attention(), quiet():
         try:
             translated = torch.onnx.export(
                 program,
@@ -90,9 +88,8 @@ def write_onnx(
         move_into_branches(model.graph)
     _name_batch(model.graph)
     model.producer_name, model.producer_version = "adaptify", str(facts["adaptify"])
-    for key, value in ((KEY, dumps(facts)),):
-        entry = model.metadata_props.add()
-        entry.key, entry.value = key, value
+    entry = model.metadata_props.add()
+    entry.key, entry.value = KEY, dumps(facts)
     if model.ByteSize() > _LARGEST:
         raise ModelError("the network is larger than the 2 GB that an ONNX file holds", "Use --format pt2.")
     path.write_bytes(model.SerializeToString())
@@ -128,14 +125,3 @@ def _name_batch(graph: Any) -> None:
         for axis in value.type.tensor_type.shape.dim:
             if axis.dim_param:
                 axis.dim_param = "batch"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what the exporter tells of its own work to itself."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

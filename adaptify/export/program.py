@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from adaptify.graph.program import compile_graph
 from adaptify.graph.trace import Traced
 from adaptify.runtime.fast import fold_batchnorm
 
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _RESHAPES = ("view", "reshape", torch.reshape)
 
 
@@ -33,20 +35,71 @@ class Program(nn.Module):
         return self._run(self.network, *inputs)
 
 
-def inference_form(traced: Traced, *, keep: Collection[str] = ()) -> Traced:
+def inference_form(traced: Traced, *, keep: Collection[str] = (), empty: bool = False) -> Traced:
     """Return a network that computes the same in evaluation, in the form in which it is exported.
 
-    BatchNorm is folded, and it runs on batches without any row. It has tensors of its own.
+    BatchNorm is folded. It has tensors of its own.
 
     Args:
         traced: The network; it is left as it is.
         keep: Names of nodes whose values must stay what they are (something is attached to them).
+        empty: Whether it may be given batches without any row.
     """
     folded = fold_batchnorm(traced.with_own_tensors(), keep=keep)
+    if empty:
+        for_empty_batches(folded.root)
+        for node in folded.graph.nodes:
+            _write_sizes(node)
     folded.root.requires_grad_(False)
-    for node in folded.graph.nodes:
-        _write_sizes(node)
-    return replace(folded)
+    return folded
+
+
+class ScaleShift(nn.Module):
+    """BatchNorm in evaluation, as a factor and a summand for each channel.
+
+    Exporters follow it for batches that may be empty, which they do not for BatchNorm itself.
+
+    Args:
+        norm: The BatchNorm; its input is (N, C, ...).
+    """
+
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+        super().__init__()
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        factor = (norm.running_var.double() + norm.eps).rsqrt()
+        if norm.weight is not None:
+            factor = factor * norm.weight.detach().double()
+        summand = -norm.running_mean.double() * factor
+        if norm.bias is not None:
+            summand = summand + norm.bias.detach().double()
+        self.register_buffer("factor", factor.to(norm.running_mean))
+        self.register_buffer("summand", summand.to(norm.running_mean))
+        self.factor: Tensor
+        self.summand: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, ...) to the same shape."""
+        shape = (-1, *(1 for _ in x.shape[2:]))
+        return x * self.factor.view(shape) + self.summand.view(shape)
+
+
+def for_empty_batches(root: nn.Module) -> None:
+    """Change what is left of BatchNorm in `root`, in place, so that exporters take batches without rows."""
+    for module in root.modules():
+        if isinstance(module, nn.Sequential):
+            _fold_neighbours(module)
+    for name, module in list(root.named_modules()):
+        if isinstance(module, _NORMS) and module.track_running_stats and name:
+            root.set_submodule(name, ScaleShift(module))
+
+
+def _fold_neighbours(layers: nn.Sequential) -> None:
+    for (_, layer), (name, norm) in itertools.pairwise(list(layers.named_children())):
+        if type(layer) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
+            fused = fuse_conv_bn_eval(layer.eval(), norm.eval())
+            layer.weight, layer.bias = fused.weight, fused.bias
+            layers.set_submodule(name, nn.Identity())
 
 
 def share_equal(one: nn.Module, other: nn.Module) -> None:

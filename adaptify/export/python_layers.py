@@ -55,6 +55,7 @@ _KEPT: dict[tuple[type[nn.Module], str], Callable[[Any], Any]] = {
     (nn.MultiheadAttention, "vdim"): lambda layer: None if layer._qkv_same_embed_dim else layer.vdim,
 }
 _WHERE = ("device", "dtype")
+_LEARNS = ("affine", "elementwise_affine")  # without it, there is no bias either
 
 
 def is_known(layer: nn.Module) -> bool:
@@ -81,7 +82,9 @@ def constructor(layer: nn.Module) -> str | None:
         try:
             value = _kept(layer, name, parameter)
         except AttributeError:
-            return None
+            if parameter.default is inspect.Parameter.empty:
+                return None
+            continue  # an old name of another argument
         if parameter.default is inspect.Parameter.empty and positional:
             words.append(literal(value))
             continue
@@ -97,6 +100,8 @@ def _kept(layer: nn.Module, name: str, parameter: inspect.Parameter) -> Any:
         return special(layer)
     value = getattr(layer, name)
     if name == "bias":
+        if not all(getattr(layer, other, True) for other in _LEARNS):
+            return parameter.default
         return value is not None and value is not False
     if isinstance(value, tuple) and value and len(set(value)) == 1 and isinstance(value[0], int):
         one = value[0]
