@@ -19,8 +19,10 @@ from adaptify.graph.trace import Traced
 from adaptify.methods.base import ExitFit, FitContext, GatingMethod, Section, register
 from adaptify.methods.exits import choose_sites, train_exits
 from adaptify.methods.gating import distil_from_backbone
+from adaptify.methods.linear_heads import cache_pooled, fit_linear_heads, linear_layers
 from adaptify.plan import BoostExits, ExitsStep, PlaceExit
 from adaptify.runtime.adaptive import AdaptiveModel
+from adaptify.runtime.optimize import optimize
 from adaptify.training.exit_loss import ExitsObjective, weights_of
 from adaptify.training.options import LoopOptions
 
@@ -65,11 +67,14 @@ class Train(LoopOptions):
 
     Attributes:
         weights: w_n: of the loss of each exit, and of the output; None: 1 for all, as in the paper.
+        warm_start: Whether linear heads that are put into the network start as classifiers of what the
+            network, as it is, has at their sites (as d-gate trains them, with cross-entropy), and not at 0.
         rescale: Whether the gradient that reaches the layers before exit n is the mean over the exits behind
             it, and not the sum (eq. 7).
     """
 
     weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    warm_start: bool = True
     rescale: bool = True
 
 
@@ -111,6 +116,10 @@ class BoostNet(GatingMethod[Gates, Train]):
             label_smoothing=settings.label_smoothing,
             distillation=distil_from_backbone(settings.distill, model, context.device),
         )
+        if settings.warm_start and len(linear_layers(model)) == len(model.exits):
+            backbone = optimize(model, context.device)
+            with cache_pooled(backbone, data.train, context, "train") as features:
+                fit_linear_heads(model, features, context, loss="cross_entropy")
         model.rescale_gradients = settings.rescale
         return train_exits(
             model, data, settings, objective, context, score=self.gates.score, scale=self.gates.scale

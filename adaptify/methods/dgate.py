@@ -7,28 +7,24 @@ cache, each on all training data, as the paper has it (section 3.1). A gate is o
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
 
-from adaptify.data import Data, Split
-from adaptify.gates.exit_head import ExitHead
+from adaptify.data import Data
 from adaptify.graph.cost import CostModel
 from adaptify.graph.trace import Traced
 from adaptify.methods.base import ExitFit, FitContext, GatingMethod, Section, register
 from adaptify.methods.exits import choose_sites
+from adaptify.methods.linear_heads import OUTPUT, cache_pooled, fit_linear_heads, linear_layers
 from adaptify.plan import PlaceExit
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.optimize import optimize
 from adaptify.runtime.policy import SCORES
-from adaptify.training.features import FeatureCache, cache_features
-from adaptify.training.linear import train_linear_gates
+from adaptify.training.features import FeatureCache
 from adaptify.training.records import ExitRecords
 
-_OUTPUT = "the network's own prediction"
 # Global averages of so few channels hardly tell classes apart.
 _NARROW = 64
 
@@ -95,29 +91,21 @@ class DGate(GatingMethod[Gates, Train]):
         started = time.perf_counter()
         backbone = optimize(model, context.device)
         with (
-            self._cache(backbone, data.train, context, "train", augment=self.train.augment) as train,
-            self._cache(backbone, data.holdout, context, "holdout", exact=True) as holdout,
-            self._cache(backbone, data.test, context, "test", exact=True) as test,
+            cache_pooled(backbone, data.train, context, "train", augment=self.train.augment) as train,
+            cache_pooled(backbone, data.holdout, context, "holdout", exact=True) as holdout,
+            cache_pooled(backbone, data.test, context, "test", exact=True) as test,
         ):
             cached = time.perf_counter()
-            solutions = train_linear_gates(
+            fit_linear_heads(
+                model,
                 train,
-                model.num_classes,
-                sites=[item.site.name for item in model.exits],
+                context,
                 loss=self.gates.loss,
                 l2=self.train.l2,
                 epochs=self.train.epochs,
                 lr=self.train.lr,
                 batch_size=self.train.batch_size,
-                seed=context.seed,
-                device=context.device,
-                progress=context.progress,
             )
-            for name, linear in _layers(model).items():
-                weight, bias = solutions[name]
-                with torch.no_grad():
-                    linear.weight.copy_(weight)
-                    linear.bias.copy_(bias)
             return ExitFit(
                 score=self.score,
                 holdout=self._records(model, holdout),
@@ -131,7 +119,7 @@ class DGate(GatingMethod[Gates, Train]):
 
     def _advice(self, model: AdaptiveModel) -> tuple[str, ...]:
         """What the user could try when gates have too little to go by."""
-        narrow = [name for name, linear in _layers(model).items() if linear.in_features < _NARROW]
+        narrow = [name for name, linear in linear_layers(model).items() if linear.in_features < _NARROW]
         if not narrow:
             return ()
         return (
@@ -139,50 +127,13 @@ class DGate(GatingMethod[Gates, Train]):
             "where in the image things are, and more samples leave",
         )
 
-    def _cache(
-        self,
-        backbone: AdaptiveModel,
-        split: Split,
-        context: FitContext,
-        name: str,
-        *,
-        augment: int = 0,
-        exact: bool = False,
-    ) -> FeatureCache:
-        """Run the frozen backbone over `split`, once plain and `augment` times augmented."""
-
-        def forward(images: Tensor) -> dict[str, Tensor]:
-            logits, pooled = backbone.pooled(images)
-            return pooled | {_OUTPUT: logits.argmax(1, keepdim=True)}
-
-        def batches() -> Iterable[tuple[Tensor, Tensor]]:
-            yield from split.batches(context.batch_size, device=context.device)
-            for extra in range(augment):
-                seed = context.seed + 1 + extra
-                yield from split.batches(context.batch_size, augment=True, seed=seed, device=context.device)
-
-        sites = [item.site.name for item in backbone.exits]
-        return cache_features(
-            forward,
-            batches(),
-            total=len(split) * (1 + augment),
-            folder=context.scratch / name,
-            exact=sites if exact else (),
-            progress=context.progress,
-        )
-
     def _records(self, model: AdaptiveModel, cache: FeatureCache) -> ExitRecords:
         rate = SCORES[self.score]
         scores, predictions = [], []
         with torch.no_grad():
-            for name, linear in _layers(model).items():
+            for name, linear in linear_layers(model).items():
                 logits = linear(cache.site(name).tensor().float())
                 scores.append(rate(logits))
                 predictions.append(logits.argmax(1))
-        predictions.append(cache.site(_OUTPUT).tensor().squeeze(1))
+        predictions.append(cache.site(OUTPUT).tensor().squeeze(1))
         return ExitRecords(torch.stack(scores), torch.stack(predictions), cache.labels)
-
-
-def _layers(model: AdaptiveModel) -> dict[str, nn.Linear]:
-    """Name of an exit -> the linear layer that is its gate."""
-    return {item.site.name: item.head.linear for item in model.exits if isinstance(item.head, ExitHead)}
