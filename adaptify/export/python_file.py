@@ -90,9 +90,9 @@ def python_code(network: Traced, facts: dict[str, Any], weights: str) -> str:
     layers = "\n".join(_indented(_layers(root, graph), 8))
     steps = "\n".join(_indented(forward_lines(graph), 8))
     body = (
-        "\n\nclass Network(nn.Module):\n"
+        "\n\nclass Network(Part):\n"
         f'    """The network; its parameters have the names of the checkpoint."""\n\n'
-        "    def __init__(self):\n        super().__init__()\n"
+        "    def __init__(self):\n        super().__init__({})\n"
         f"{layers}\n\n    def forward(self, x):\n{steps}\n"
     )
     kinds = {type(root.get_submodule(str(node.target))) for node in graph.find_nodes(op="call_module")}
