@@ -249,6 +249,14 @@ _SEED = typer.Option("--seed", metavar="N", min=0, help="Same seed, same result:
 Seed = Annotated[int, _SEED]
 RecipeSeed = Annotated[int | None, _SEED]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with an unfinished run: the folder that is named, or the newest in runs/. It keeps the "
+        "settings that it began with.",
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show what would be done (sites, costs, settings), and do no work.")
 ]

@@ -25,6 +25,7 @@ from adaptify.cli.options import (
     Quiet,
     Recipe,
     RecipeSeed,
+    Resume,
     SkipCorrupt,
     Std,
     TrustPickle,
@@ -32,9 +33,11 @@ from adaptify.cli.options import (
     Verbose,
     Workers,
 )
+from adaptify.cli.prune_settings import judging, resolve_settings
 
 if TYPE_CHECKING:
     from adaptify.cli.console import Console
+    from adaptify.pipeline.unfinished import Unfinished
     from adaptify.recipe import Recipe as Settings
 
 
@@ -108,6 +111,7 @@ def prune(
     trust_pickle: TrustPickle = False,
     output: Output = None,
     force: Force = False,
+    resume: Resume = False,
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -134,6 +138,7 @@ def prune(
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
     checkpoint, words = values.file_and_words(checkpoint, words or [])
+    overrides = parse_overrides(words)
     options: dict[str, Any] = {
         **values.model_settings(
             checkpoint=None, arch=arch, arch_kwargs=arch_kwargs, trust_pickle=trust_pickle
@@ -159,63 +164,20 @@ def prune(
             }
         ),
     }
-    settings = _resolve(checkpoint, method, importance, recipe, options, parse_overrides(words))
+    if resume:
+        from adaptify.cli.resuming import find
+
+        refused = {"--recipe": recipe, "--output": output, "--force": force, "--dry-run": dry_run}
+        unfinished = find("prune", checkpoint, refused)
+        method, judged_by = judging(method, importance)
+        unfinished.check_settings({**options, **judged_by, **values.given({"method": method})}, overrides)
+        _work(unfinished.recipe, None, unfinished.beginning.force, console, unfinished)
+        return
+    settings = resolve_settings(checkpoint, method, importance, recipe, options, overrides)
     if dry_run:
         _show_plan(settings, console)
     else:
-        _work(settings, output, force, console)
-
-
-def _resolve(
-    checkpoint: str | None,
-    method: str | None,
-    importance: str | None,
-    recipe: Path | None,
-    options: dict[str, Any],
-    overrides: dict[str, Any],
-) -> Settings:
-    """Put the settings together: a run brings its own, and a checkpoint without data can only be judged."""
-    from adaptify.cli.runs import find_target
-    from adaptify.errors import UsageError
-    from adaptify.pipeline.choosing import has_gates
-    from adaptify.pipeline.folder import RECIPE
-    from adaptify.recipe import resolve
-    from adaptify.recipe_library import find_recipe
-
-    if importance is not None:
-        if method not in (None, "importance"):
-            raise UsageError(
-                f"--importance {importance} does not go with --method {method}", "Give one of the two."
-            )
-        method = "importance"
-        options["gates.criterion"] = importance
-    if recipe is not None:
-        if checkpoint is not None:
-            options["model.checkpoint"] = str(find_target(Path(checkpoint)))
-        return _towards_target(method, find_recipe(recipe), options, overrides)
-    found = find_target(Path(checkpoint) if checkpoint is not None else None)
-    options["model.checkpoint"] = str(found)
-    if method is None and has_gates(found):
-        own = found / RECIPE
-        if own.is_file():
-            return resolve(None, file=own, options=options, overrides=overrides)
-        method = "gumbel"
-    options.setdefault("data.source", "")
-    learns = bool(overrides.get("data.source", options["data.source"]))
-    return _towards_target(method or ("gumbel" if learns else "importance"), None, options, overrides)
-
-
-def _towards_target(
-    method: str | None, file: Path | None, options: dict[str, Any], overrides: dict[str, Any]
-) -> Settings:
-    """Put the settings together; a method that is trained towards a target is given the one of --target."""
-    from adaptify.recipe import resolve
-
-    settings = resolve(method, file=file, options=options, overrides=overrides)
-    if "prune.target" not in {**options, **overrides} or not hasattr(settings.train, "target"):
-        return settings
-    aim = {"train.target": settings.prune.target}
-    return resolve(method, file=file, options={**options, **aim}, overrides=overrides)
+        _work(settings, output, force, console, None)
 
 
 def _show_plan(recipe: Settings, console: Console) -> None:
@@ -251,7 +213,9 @@ def _show_plan(recipe: Settings, console: Console) -> None:
     console.say("dry run: nothing was trained, measured or written")
 
 
-def _work(recipe: Settings, output: Path | None, force: bool, console: Console) -> None:
+def _work(
+    recipe: Settings, output: Path | None, force: bool, console: Console, unfinished: Unfinished | None
+) -> None:
     from adaptify.pipeline import folder
     from adaptify.pipeline.prune import UNMEASURED
     from adaptify.pipeline.prune import prune as work
@@ -261,7 +225,7 @@ def _work(recipe: Settings, output: Path | None, force: bool, console: Console) 
     keep_freed_memory()
     if not recipe.data.source:
         console.warn(UNMEASURED)
-    done = work(recipe, output=output, force=force, progress=console)
+    done = work(recipe, output=output, force=force, resume=unfinished, progress=console)
     if done is None:
         console.data({"run": None})
         console.say("nothing to remove: nothing was written")

@@ -28,6 +28,7 @@ from adaptify.cli.options import (
     Recipe,
     RecipeCheckpoint,
     RecipeSeed,
+    Resume,
     Rule,
     Sites,
     SkipCorrupt,
@@ -41,6 +42,7 @@ from adaptify.cli.options import (
 
 if TYPE_CHECKING:
     from adaptify.cli.console import Console
+    from adaptify.pipeline.unfinished import Unfinished
     from adaptify.recipe import Recipe as Settings
 
 
@@ -71,6 +73,7 @@ def retrofit(
     seed: RecipeSeed = None,
     output: Output = None,
     force: Force = False,
+    resume: Resume = False,
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -88,6 +91,7 @@ def retrofit(
       adaptify retrofit model.pth --data images --dry-run
       adaptify retrofit resnet56.th -r dgate/resnet56_cifar10 --data cifar10:data
       adaptify retrofit -r runs/resnet56-dgate-001/recipe.yaml train.epochs=40
+      adaptify retrofit --resume
     """
     from adaptify.cli import values
     from adaptify.cli.console import Console
@@ -96,7 +100,8 @@ def retrofit(
     from adaptify.settings import parse_overrides
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
-    file, words = values.file_and_words(checkpoint, overrides or [])
+    first, words = values.file_and_words(checkpoint, overrides or [])
+    file = None if resume else first  # it is the run, then
     options = {
         **values.model_settings(
             checkpoint=file, arch=arch, arch_kwargs=arch_kwargs, trust_pickle=trust_pickle
@@ -126,13 +131,21 @@ def retrofit(
         ),
     }
     settings = parse_overrides(words)
+    if resume:
+        from adaptify.cli.resuming import find
+
+        refused = {"--recipe": recipe, "--output": output, "--force": force, "--dry-run": dry_run}
+        unfinished = find("retrofit", first, refused)
+        unfinished.check_settings(options | values.given({"method": method}), settings)
+        _work(unfinished.recipe, None, unfinished.beginning.force, console, unfinished)
+        return
     _check_complete({**options, **settings}, recipe)
     found = find_recipe(recipe) if recipe is not None else None
     resolved = resolve(method, file=found, options=options, overrides=settings)
     if dry_run:
         _show_plan(resolved, console)
     else:
-        _work(resolved, output, force, console)
+        _work(resolved, output, force, console, None)
 
 
 def _target(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,14 +210,16 @@ def _show_plan(recipe: Settings, console: Console) -> None:
     console.say("dry run: nothing was trained or written")
 
 
-def _work(recipe: Settings, output: Path | None, force: bool, console: Console) -> None:
+def _work(
+    recipe: Settings, output: Path | None, force: bool, console: Console, unfinished: Unfinished | None
+) -> None:
     from adaptify.pipeline import folder
     from adaptify.pipeline.retrofit import retrofit as work
     from adaptify.report.tables import exits_table, gating_table, headline_table
     from adaptify.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
-    done = work(recipe, output=output, force=force, progress=console)
+    done = work(recipe, output=output, force=force, resume=unfinished, progress=console)
     console.data({**done.report.to_json(), "run": str(done.folder)})
     report = done.report
     table = gating_table(report, report.gating) if report.gating is not None else exits_table(report)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +21,12 @@ RECORDS = "records.safetensors"
 ENVIRONMENT = "env.json"
 METRICS = "metrics.csv"
 CHECKPOINTS = "checkpoints"
+STATES = "states"
+UNFINISHED = "unfinished.json"
+FINETUNE = "finetune"
+
+# What an unfinished run keeps.
+_TRAINED = (UNFINISHED, RECIPE, METRICS, CHECKPOINTS, STATES, FINETUNE, "tensorboard")
 
 
 class NewRun:
@@ -36,49 +43,143 @@ class NewRun:
 
 
 @contextmanager
-def new_run(stem: str, *, output: Path | None = None, force: bool = False) -> Iterator[NewRun]:
+def new_run(
+    stem: str,
+    *,
+    output: Path | None = None,
+    force: bool = False,
+    resumed: Path | None = None,
+    left: Callable[[Path], None] = lambda folder: None,
+) -> Iterator[NewRun]:
     """Make a run folder that appears when the block succeeds.
 
-    When it fails, nothing is left behind but the checkpoints of a training, in `<folder>.unfinished`.
+    When it fails, nothing is left behind but what was trained, in `<folder>.unfinished`. The hidden folder of
+    a process that was killed stays as it is.
 
     Args:
         stem: Beginning of its name: `runs/<stem>-NNN`.
         output: The folder to make instead.
         force: Replace `output` if it is there.
+        resumed: A folder that was left behind, to be filled further; it gets the name that it was to have.
+        left: Told of what stays of a run that was stopped, and could go on.
 
     Raises:
-        UsageError: `output` is there already, is something else than a run, or cannot be made.
+        UsageError: The folder is there already, is something else than a run, cannot be made, or is being
+            filled by another process.
     """
-    check_output(output, force=force)
-    run = _reserve(stem, output)
-    old = run.final.with_name(f".{run.final.name}.old")
-    try:
-        yield run
-        if force and run.final.exists():
+    if resumed is None:
+        check_output(output, force=force)
+    run = _reserve(stem, output) if resumed is None else _take_up(resumed, force=force)
+    with _locked(run.work):
+        if resumed is not None:
+            _strip(run.work)
+        try:
+            yield run
+            old = run.final.with_name(f".{run.final.name}.old")
+            if force and run.final.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                run.final.rename(old)
+            run.work.rename(run.final)
+            # Only now: until it has its name, a run that is killed goes on from these.
+            shutil.rmtree(run.final / STATES, ignore_errors=True)
+            (run.final / UNFINISHED).unlink(missing_ok=True)
             shutil.rmtree(old, ignore_errors=True)
-            run.final.rename(old)
-        run.work.rename(run.final)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException as error:
-        _keep_training(run, error)
-        raise
-    finally:
+        except BaseException as error:
+            _leave(run, error, left)
+            raise
+
+
+def is_left(folder: Path) -> bool:
+    """Whether `folder` is an unfinished run that no process is filling."""
+    if not (folder / UNFINISHED).is_file() or (_final_of(folder) == folder and (folder / REPORT).is_file()):
+        return False
+    try:
+        with _locked(folder):
+            return True
+    except UsageError:
+        return False
+
+
+def left_behind(final: Path) -> list[Path]:
+    """The folders of unfinished runs that were to become `final`, whether or not they are being filled."""
+    if not final.parent.is_dir():
+        return []
+    return [
+        entry
+        for entry in sorted(final.parent.iterdir())
+        if entry != final and (entry / UNFINISHED).is_file() and _final_of(entry) == final
+    ]
+
+
+def _final_of(folder: Path) -> Path:
+    """Where an unfinished run was to be; a folder that was given another name keeps that."""
+    match = re.fullmatch(r"\.(.+)\.part|(.+)\.unfinished\d*", folder.name)
+    return folder.with_name(match.group(1) or match.group(2)) if match else folder
+
+
+def _leave(run: NewRun, error: BaseException, left: Callable[[Path], None]) -> None:
+    """Leave what was trained by a run that did not end well where it can be found: hours went into it."""
+    if not run.work.exists():
+        return  # it has its name already
+    if not any(path.is_file() for name in (CHECKPOINTS, STATES) for path in (run.work / name).rglob("*")):
         shutil.rmtree(run.work, ignore_errors=True)
-
-
-def _keep_training(run: NewRun, error: BaseException) -> None:
-    """Leave the weights of a training that did not end well where they can be found: hours went into them."""
-    if not any((run.work / CHECKPOINTS).glob("*")):
         return
+    _strip(run.work)
     names = (f"{run.final.name}.unfinished{number}" for number in ("", *range(2, 1000)))
     kept = next(path for name in names if not (path := run.final.with_name(name)).exists())
-    kept.mkdir()
-    for name in (CHECKPOINTS, METRICS):
-        if (run.work / name).exists():
-            (run.work / name).rename(kept / name)
+    run.work.rename(kept)
     if isinstance(error, AdaptifyError):
         error.message = error.message.replace(str(run.work), str(kept))
         error.hint = error.hint.replace(str(run.work), str(kept))
+    # What adaptify refuses it will refuse again, unless it was the disk.
+    if (kept / UNFINISHED).exists() and (
+        not isinstance(error, AdaptifyError) or isinstance(error.__cause__, OSError)
+    ):
+        left(kept)
+
+
+def _strip(work: Path) -> None:
+    """Remove all but what was trained: the rest is quickly made again, and could be half-written."""
+    for entry in work.iterdir():
+        if entry.name in _TRAINED:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def _take_up(left: Path, *, force: bool) -> NewRun:
+    """Let the folder of an unfinished run be filled again."""
+    final = _final_of(left)
+    work = final.with_name(f".{final.name}.part")
+    if final != left:
+        check_output(final, force=force)
+    with _locked(left):
+        if work != left:
+            if work.exists():
+                raise UsageError(
+                    f"{work} is in the way: another run that was to become {final}",
+                    f"Finish that one first (--resume {work}), or remove it.",
+                )
+            left.rename(work)
+    return NewRun(work, final)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from filling `folder`; the system lets go of it when this one ends, however."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"another process is filling {folder}", "Wait for it, or end it.") from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
 
 
 def check_output(output: Path | None, *, force: bool) -> None:
@@ -122,7 +223,8 @@ def _reserve(stem: str, output: Path | None) -> NewRun:
         parent.mkdir(parents=True, exist_ok=True)
         if output is not None:
             work = parent / f".{output.name}.part"
-            shutil.rmtree(work, ignore_errors=True)
+            if work.exists():
+                _clear(NewRun(work, output))
             work.mkdir()
             return NewRun(work, output)
         while True:
@@ -139,10 +241,16 @@ def _reserve(stem: str, output: Path | None) -> NewRun:
         ) from error
 
 
+def _clear(run: NewRun) -> None:
+    """Make room for a new run where one was killed; what it had trained is kept."""
+    with _locked(run.work):
+        _leave(run, AdaptifyError("killed"), lambda folder: None)
+
+
 def _next_number(parent: Path, stem: str) -> int:
     taken = [
         int(match.group(1))
         for entry in parent.iterdir()
-        if (match := re.fullmatch(rf"\.?{re.escape(stem)}-(\d+)(?:\.part)?", entry.name))
+        if (match := re.fullmatch(rf"\.?{re.escape(stem)}-(\d+)(?:\.part|\.unfinished\d*)?", entry.name))
     ]
     return max(taken, default=0) + 1

@@ -6,11 +6,13 @@ import resource
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from adaptify.data import Data
-from adaptify.pipeline.folder import NewRun
+from adaptify.methods import FitContext
+from adaptify.pipeline.folder import STATES, NewRun
 from adaptify.pipeline.prepare import Network
 from adaptify.progress import Progress
 from adaptify.recipe import Recipe
@@ -41,6 +43,19 @@ class Job:
     def seconds(self) -> float:
         """Seconds since it began."""
         return time.perf_counter() - self.started
+
+
+def fit_context(recipe: Recipe, device: torch.device, work: Path, progress: Progress) -> FitContext:
+    """Where and how the method of a recipe trains, in the folder `work` of a run in the making."""
+    return FitContext(
+        device,
+        recipe.run.batch_size,
+        recipe.run.seed,
+        scratch=work / "scratch",
+        folder=work,
+        progress=progress,
+        states=work / STATES,
+    )
 
 
 def peak_memory() -> int:

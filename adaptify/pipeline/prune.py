@@ -20,13 +20,15 @@ from adaptify.pipeline import folder
 from adaptify.pipeline.choosing import choose, gates_of, needs_training, plan_gates
 from adaptify.pipeline.dead_blocks import can_have_dead_blocks
 from adaptify.pipeline.dead_run import conclude_removal, remove_dead_blocks
-from adaptify.pipeline.job import Job, peak_memory
+from adaptify.pipeline.finetune import train_on
+from adaptify.pipeline.job import Job, fit_context, peak_memory
 from adaptify.pipeline.prepare import Network, classes_of, make_method, open_network, open_recipe_data
 from adaptify.pipeline.pruning import Pruned, pruning_part, size_of, take_turns, verify
 from adaptify.pipeline.reporting import layer_rows, provenance, training_part
+from adaptify.pipeline.unfinished import Beginning, Unfinished, new_run
 from adaptify.plan import Plan
 from adaptify.progress import SILENT, Progress
-from adaptify.recipe import Recipe, write_recipe
+from adaptify.recipe import Recipe
 from adaptify.report.html import write_html
 from adaptify.report.schema import DataInfo, Report, read_report, write_report
 from adaptify.runtime.adaptive import AdaptiveModel
@@ -34,9 +36,6 @@ from adaptify.runtime.device import pick_device
 from adaptify.runtime.gated import GatedModel
 from adaptify.runtime.optimize import optimize
 from adaptify.training.evaluate import evaluate
-from adaptify.training.history import History
-from adaptify.training.loop import train
-from adaptify.training.objective import Classification, Distillation
 from adaptify.training.options import LoopOptions
 
 UNMEASURED = "accuracy was not measured: --data measures it"
@@ -132,20 +131,34 @@ def preview(recipe: Recipe, *, progress: Progress = SILENT) -> Preview:
 
 
 def prune(
-    recipe: Recipe, *, output: Path | None = None, force: bool = False, progress: Progress = SILENT
+    recipe: Recipe,
+    *,
+    output: Path | None = None,
+    force: bool = False,
+    resume: Unfinished | None = None,
+    progress: Progress = SILENT,
 ) -> Finished | None:
     """Prune as `recipe` says, and write the run folder.
 
-    The folder appears when everything in it has been written, opened again and checked.
+    The folder appears when everything in it has been written, opened again and checked. What was trained
+    when something fails stays in an unfinished one.
+
+    Args:
+        recipe: The settings.
+        output: The folder to make instead of `runs/<model>-<method>-NNN`.
+        force: Replace `output` if it is there.
+        resume: An unfinished run with this recipe, to go on with: it becomes what it was to become.
+        progress: Told how far the work is.
 
     Returns:
         The run; None if it was to lose the blocks that no image runs, and has none.
 
     Raises:
-        AdaptifyError: As each stage does; then no run is left behind.
+        AdaptifyError: As each stage does.
     """
     started = time.perf_counter()
-    folder.check_output(output, force=force)
+    if resume is None:
+        folder.check_output(output, force=force)
     device = pick_device(recipe.run.device)
     opened = open_all(recipe, progress=progress)
     network, data = opened.network, opened.data
@@ -158,17 +171,14 @@ def prune(
             for note in removal.pruned.notes:
                 progress.note(note)
             return None
-    with folder.new_run(stem, output=output, force=force) as run:
+    beginning = Beginning.of("prune", recipe, network.source, data, device, force=force)
+    with new_run(stem, beginning, recipe, output=output, resume=resume, progress=progress) as run:
         if removal is not None:
             assert data is not None
             job = Job(recipe, network, data, run, device, progress, started)
             report = conclude_removal(removal, job, _reported_before(recipe, opened))
         else:
-            context = FitContext(
-                device, recipe.run.batch_size, recipe.run.seed, run.work / "scratch", run.work, progress
-            )
-            report = _prune(recipe, opened, context, started)
-        write_recipe(recipe, run.work / folder.RECIPE)
+            report = _prune(recipe, opened, fit_context(recipe, device, run.work, progress), started)
         write_text(run.work / folder.ENVIRONMENT, json.dumps(describe_environment(), indent=1) + "\n")
         write_report(report, run.work / folder.REPORT)
         write_html(report, run.work / folder.PAGE)
@@ -187,7 +197,7 @@ def _prune(recipe: Recipe, opened: Opened, context: FitContext, started: float) 
         progress.note(note)
     difference = verify(pruned)
     model = AdaptiveModel(pruned.traced).eval()
-    tuned = _train_on(model, before, data, recipe, context) if data is not None else None
+    tuned = train_on(model, before, data, recipe, context, pruned.history) if data is not None else None
     model.plan = _plan(recipe, network, pruned)
     artifact.save(model.cpu(), context.folder / folder.MODEL)
     # What is measured is the file that was written.
@@ -243,38 +253,6 @@ def _parts(recipe: Recipe, gated: GatedModel | None) -> tuple[Part, ...]:
     if trains:
         return ("train", "holdout", "test")
     return ("train", "test") if recalibrates or judges else ("test",)
-
-
-def _train_on(
-    model: AdaptiveModel, teacher: AdaptiveModel, data: Data, recipe: Recipe, context: FitContext
-) -> History | None:
-    """Train the pruned network for the epochs that were asked for, and take BatchNorm's statistics anew."""
-    if not isinstance(recipe.train, LoopOptions):
-        return None
-    options = LoopOptions.model_validate(
-        recipe.train.model_dump(include=set(LoopOptions.model_fields)) | {"epochs": recipe.prune.finetune}
-    )
-    if not options.epochs and not options.recalibrate:
-        return None
-    distillation = None
-    if options.distill is not None:
-        distillation = Distillation.of(options.distill, teacher, context.device)
-    # The metrics of gates that were trained before have a file of their own.
-    own = (
-        context.folder / "finetune" if options.epochs and (context.folder / "metrics.csv").exists() else None
-    )
-    where = own or context.folder
-    where.mkdir(exist_ok=True)
-    return train(
-        model,
-        data,
-        options,
-        objective=Classification(options.label_smoothing, distillation),
-        device=context.device,
-        seed=context.seed,
-        folder=where,
-        progress=context.progress,
-    )
 
 
 def _reported_before(recipe: Recipe, opened: Opened) -> float | None:

@@ -13,12 +13,11 @@ from adaptify.assembly import Adapted
 from adaptify.environment import describe_environment
 from adaptify.errors import UsageError
 from adaptify.files import write_text
-from adaptify.methods import FitContext
 from adaptify.pipeline import folder
 from adaptify.pipeline.calibration import check_promise
 from adaptify.pipeline.conclude import conclude
 from adaptify.pipeline.exit_run import check_target
-from adaptify.pipeline.job import Job
+from adaptify.pipeline.job import Job, fit_context
 from adaptify.pipeline.prepare import (
     Network,
     adopt_gates,
@@ -29,9 +28,10 @@ from adaptify.pipeline.prepare import (
     plan_for,
     with_fresh_gates,
 )
+from adaptify.pipeline.unfinished import Beginning, Unfinished, new_run
 from adaptify.plan import Step
 from adaptify.progress import SILENT, Progress
-from adaptify.recipe import CalibrateSection, Recipe, write_recipe
+from adaptify.recipe import CalibrateSection, Recipe
 from adaptify.report.html import write_html
 from adaptify.report.schema import Report, write_report
 from adaptify.runtime.adaptive import AdaptiveModel
@@ -86,17 +86,31 @@ def preview(recipe: Recipe) -> Preview:
 
 
 def retrofit(
-    recipe: Recipe, *, output: Path | None = None, force: bool = False, progress: Progress = SILENT
+    recipe: Recipe,
+    *,
+    output: Path | None = None,
+    force: bool = False,
+    resume: Unfinished | None = None,
+    progress: Progress = SILENT,
 ) -> Retrofitted:
     """Retrofit a checkpoint as `recipe` says, and write the run folder.
 
-    The folder appears when everything in it has been written, opened again and checked.
+    The folder appears when everything in it has been written, opened again and checked. What was trained
+    when something fails stays in an unfinished one.
+
+    Args:
+        recipe: The settings.
+        output: The folder to make instead of `runs/<model>-<method>-NNN`.
+        force: Replace `output` if it is there.
+        resume: An unfinished run with this recipe, to go on with: it becomes what it was to become.
+        progress: Told how far the work is.
 
     Raises:
-        AdaptifyError: As each stage does; then no folder is left behind.
+        AdaptifyError: As each stage does.
     """
     started = time.perf_counter()
-    folder.check_output(output, force=force)
+    if resume is None:
+        folder.check_output(output, force=force)
     device = pick_device(recipe.run.device)
     before = preview(recipe)
     network, model = before.network, before.model
@@ -112,16 +126,14 @@ def retrofit(
     check_promise(recipe, len(data.holdout))
     method = make_gating_method(recipe)
     stem = f"{network.architecture.name.partition(':')[2].replace(':', '.')}-{recipe.method}"
-    with folder.new_run(stem, output=output, force=force) as run:
-        context = FitContext(
-            device, recipe.run.batch_size, recipe.run.seed, run.work / "scratch", run.work, progress
-        )
+    beginning = Beginning.of("retrofit", recipe, network.source, data, device, force=force)
+    with new_run(stem, beginning, recipe, output=output, resume=resume, progress=progress) as run:
+        context = fit_context(recipe, device, run.work, progress)
         context.scratch.mkdir()
         fitted = method.fit(model, data, context)
         shutil.rmtree(context.scratch)
         model.plan = plan_for(recipe, network, before.steps)
         report = conclude(fitted, model, Job(recipe, network, data, run, device, progress, started))
-        write_recipe(recipe, run.work / folder.RECIPE)
         write_text(run.work / folder.ENVIRONMENT, json.dumps(describe_environment(), indent=1) + "\n")
         write_report(report, run.work / folder.REPORT)
         write_html(report, run.work / folder.PAGE)

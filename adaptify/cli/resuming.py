@@ -1,0 +1,33 @@
+"""`--resume`: which unfinished run is meant, and what cannot be asked for beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptify.errors import UsageError
+
+if TYPE_CHECKING:
+    from adaptify.pipeline.unfinished import Command, Unfinished
+
+
+def find(command: Command, given: str | None, beside: Mapping[str, Any]) -> Unfinished:
+    """Return the run to go on with.
+
+    Args:
+        command: The command that is asked to go on.
+        given: What the user named: a folder, or None for the newest.
+        beside: Options that make no sense beside `--resume`, by their names, as they were given.
+
+    Raises:
+        UsageError: One of those was given, or there is no such run.
+    """
+    from adaptify.pipeline.unfinished import find_unfinished
+
+    for option, value in beside.items():
+        if value:
+            raise UsageError(
+                f"{option} does not go with --resume: a run goes on as it began", f"Leave {option} out."
+            )
+    return find_unfinished(Path(given) if given is not None else None, command)

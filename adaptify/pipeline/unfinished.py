@@ -1,0 +1,272 @@
+"""Unfinished runs: what a run notes when it begins, so that it can go on after it was stopped or killed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+
+from adaptify.data import Data
+from adaptify.environment import describe_environment
+from adaptify.errors import RecipeError, UsageError
+from adaptify.files import write_text
+from adaptify.pipeline import folder
+from adaptify.plan import Source
+from adaptify.progress import Progress
+from adaptify.recipe import Recipe, recipe_type, resolve, write_recipe
+from adaptify.settings import Section
+from adaptify.version import VERSION
+
+BEGINNING_VERSION = 1
+
+Command = Literal["retrofit", "prune"]
+
+
+class Beginning(Section):
+    """How a run began.
+
+    Attributes:
+        adaptify: The version that it began with.
+        command: What it is a run of.
+        force: Whether it replaces what has its name by then.
+        recipe: All settings.
+        source: The checkpoint, with its hash.
+        data: The name of the data set, its classes, and how many images there are in each part.
+        machine: What decides how numbers are rounded.
+    """
+
+    format: Literal["adaptify.unfinished"] = "adaptify.unfinished"
+    version: Literal[1] = 1
+    adaptify: str = VERSION
+    command: Command
+    force: bool
+    recipe: dict[str, Any]
+    source: Source
+    data: dict[str, Any]
+    machine: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        command: Command,
+        recipe: Recipe,
+        source: Source,
+        data: Data | None,
+        device: torch.device,
+        *,
+        force: bool,
+    ) -> Beginning:
+        """What a run that begins now has to note."""
+        described = data.describe() if data is not None else {}
+        described.pop("notes", None)
+        facts = describe_environment()
+        used = "gpus" if device.type == "cuda" else "cpu"
+        machine = {"torch": facts["versions"]["torch"], "device": str(device), used: facts[used]}
+        return cls(
+            command=command,
+            force=force,
+            recipe=recipe.model_dump(mode="json"),
+            source=source,
+            data=json.loads(json.dumps(described)),
+            machine=json.loads(json.dumps(machine)),
+        )
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run that was stopped or killed.
+
+    Attributes:
+        folder: Where it is.
+        beginning: How it began.
+        recipe: Its settings.
+    """
+
+    folder: Path
+    beginning: Beginning
+    recipe: Recipe
+
+    def check_settings(self, options: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+        """Make sure that the run is asked for as it began: by its recipe.yaml and by settings beside it.
+
+        Raises:
+            RecipeError: Something is different; the message shows what.
+            UsageError: There is no recipe.yaml.
+        """
+        file = self.folder / folder.RECIPE
+        if not file.is_file():
+            raise UsageError(f"{file} is missing", "Start anew, without --resume.")
+        asked = resolve(None, file=file, options=options, overrides=overrides)
+        found = differences(self.beginning.recipe, asked.model_dump(mode="json"))
+        if found:
+            raise RecipeError(
+                "\n".join([f"{self.folder} began with other settings", *found]),
+                "Resume it with those that it began with, or start anew, without --resume.",
+            )
+
+    def check_start(self, now: Beginning, progress: Progress) -> None:
+        """Make sure that checkpoint and images are those that the run began with.
+
+        Another machine, or another version of torch, rounds otherwise: that is told of.
+
+        Raises:
+            UsageError: They are not; the message shows what is different.
+        """
+        before = self.beginning
+        # Who named the file otherwise changed the recipe, which is told elsewhere.
+        source = ({"checkpoint.sha256": item.source.sha256} for item in (before, now))
+        for what, found in (
+            ("checkpoint", differences(*source)),
+            ("data set", differences(before.data, now.data)),
+        ):
+            if found:
+                raise UsageError(
+                    "\n".join([f"the {what} is not the one that {self.folder} began with", *found]),
+                    f"Bring the old {what} back, or start anew, without --resume.",
+                )
+        found = differences(before.machine, now.machine)
+        if found:
+            progress.note(
+                "the run began on another machine, so weights may differ in their last bits from those of a "
+                f"run that was never stopped ({'; '.join(found)})"
+            )
+
+
+def find_unfinished(given: Path | None, command: Command, runs: Path = folder.RUNS) -> Unfinished:
+    """Return the unfinished run that was named, or the newest one.
+
+    Args:
+        given: Its folder, or that which it was to become, or the name of either in `runs`; None: the newest.
+        command: What it must be a run of.
+        runs: Folder of all runs.
+
+    Raises:
+        UsageError: There is none, it is finished, it is from a newer version, or its files are damaged.
+    """
+    if given is None:
+        entries = list(runs.iterdir()) if runs.is_dir() else []
+        found = [_read(entry) for entry in sorted(entries, key=_time) if folder.is_left(entry)]
+        found = [run for run in found if run.beginning.command == command]
+        if not found:
+            raise UsageError(
+                f"no unfinished {command} in {runs}/",
+                f"Name the folder of one: adaptify {command} --resume FOLDER. What is stopped in its first "
+                "epoch leaves none.",
+            )
+        return found[-1]
+    for path in (given, runs / given):
+        left = sorted(folder.left_behind(path), key=_time)
+        if (path / folder.UNFINISHED).is_file() and not (left or _is_finished(path)):
+            left = [path]
+        if left:
+            run = _read(left[-1])
+            if run.beginning.command != command:
+                raise UsageError(
+                    f"{left[-1]} is an unfinished {run.beginning.command}",
+                    f"Resume it with: adaptify {run.beginning.command} --resume {left[-1]}",
+                )
+            return run
+        if _is_finished(path):
+            raise UsageError(
+                f"{path} is finished", "There is nothing left to do; look at it: adaptify report."
+            )
+        if path.is_dir():
+            raise UsageError(
+                f"{path} is no unfinished run: it has no {folder.UNFINISHED}", "Start anew, without --resume."
+            )
+    raise UsageError(f"no unfinished run '{given}'", f"Name its folder, or none for the newest in {runs}/.")
+
+
+@contextmanager
+def new_run(
+    stem: str,
+    beginning: Beginning,
+    recipe: Recipe,
+    *,
+    output: Path | None,
+    resume: Unfinished | None,
+    progress: Progress,
+) -> Iterator[folder.NewRun]:
+    """Make a run folder as `folder.new_run` does, from which the run can go on if it is stopped.
+
+    Raises:
+        UsageError: The run that is to go on did not begin like this, or its folder cannot be filled.
+    """
+    if resume is not None:
+        resume.check_start(beginning, progress)
+
+    def tell(left: Path) -> None:
+        progress.note(f"unfinished: {left}\n  to go on: adaptify {beginning.command} --resume {left}")
+
+    resumed = resume.folder if resume is not None else None
+    with folder.new_run(stem, output=output, force=beginning.force, resumed=resumed, left=tell) as run:
+        write_recipe(recipe, run.work / folder.RECIPE)
+        if resume is None:
+            write_text(run.work / folder.UNFINISHED, beginning.model_dump_json(indent=1) + "\n")
+        yield run
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is different in two values of JSON, one line each.
+
+    >>> differences({"train": {"lr": 0.1, "epochs": 2}}, {"train": {"lr": 0.2, "epochs": 2}})
+    ['train.lr: 0.1, now 0.2']
+    """
+    old, new = _flat(before), _flat(now)
+    return [
+        f"{key}: {_shown(old, key)}, now {_shown(new, key)}"
+        for key in dict.fromkeys((*old, *new))
+        if old.get(key, _Nothing) != new.get(key, _Nothing)
+    ]
+
+
+class _Nothing:
+    """What is not there."""
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    text = json.dumps(values[key], ensure_ascii=False) if key in values else "nothing"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            flat |= _flat(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+def _is_finished(path: Path) -> bool:
+    return not path.name.startswith(".") and (path / folder.REPORT).is_file()
+
+
+def _time(path: Path) -> tuple[int, str]:
+    """When something was last trained in a folder."""
+    files = [path / folder.UNFINISHED, *(path / folder.STATES).rglob("*.safetensors")]
+    return max((file.stat().st_mtime_ns for file in files if file.is_file()), default=0), path.name
+
+
+def _read(path: Path) -> Unfinished:
+    file = path / folder.UNFINISHED
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+        version = value.get("version")
+        if isinstance(version, int) and version > BEGINNING_VERSION:
+            raise UsageError(
+                f"{file} has version {version}; this adaptify reads version {BEGINNING_VERSION}",
+                f"Update adaptify: the run began with version {value.get('adaptify', 'unknown')}.",
+            )
+        beginning = Beginning.model_validate(value)
+        recipe = recipe_type(str(beginning.recipe.get("method"))).model_validate(beginning.recipe)
+    except (OSError, ValueError, AttributeError, ValidationError) as error:
+        raise UsageError(f"{file} is damaged: {str(error).splitlines()[0]}", "Start anew.") from error
+    return Unfinished(path, beginning, recipe)
