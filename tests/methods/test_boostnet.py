@@ -178,7 +178,7 @@ def test_a_checkpoint_keeps_its_accuracy_while_exits_learn(
     gates: dict[str, Any], network: nn.Module, data: Data, tmp_path: Path
 ) -> None:
     traced = trace(network, PLAIN.input.shape)
-    _, before = fitted(traced, data, tmp_path / "before", gates, {"epochs": 0})
+    _, before = fitted(traced, data, tmp_path / "before", gates, {"epochs": 0, "warm_start": False})
     _, after = fitted(traced, data, tmp_path / "after", gates, {"epochs": 4, "lr": 0.05})
     assert accuracies(before)[-1] > 0.9
     assert accuracies(before)[0] < 0.2  # a fresh head says nothing
@@ -186,6 +186,21 @@ def test_a_checkpoint_keeps_its_accuracy_while_exits_learn(
     assert accuracies(after)[1] > 0.5
     assert before.history is not None
     assert before.history.rows == ()
+
+
+def test_linear_heads_start_as_classifiers_of_what_is_there(
+    network: nn.Module, data: Data, tmp_path: Path
+) -> None:
+    traced = trace(network, PLAIN.input.shape)
+    model, warm = fitted(traced, data, tmp_path / "warm", {}, {"epochs": 0})
+    cold_model, cold = fitted(traced, data, tmp_path / "cold", {}, {"epochs": 0, "warm_start": False})
+    assert min(accuracies(warm)[:-1]) > 0.5
+    assert max(accuracies(cold)[:-1]) < 0.2
+    # Nothing but the heads was touched, and what they add to the output does it no harm.
+    ours, theirs = model.state_dict(), cold_model.state_dict()
+    differing = [name for name in theirs if not torch.equal(ours[name], theirs[name])]
+    assert differing == [f"gates.layer{n}.linear.{part}" for n in (1, 2) for part in ("weight", "bias")]
+    assert accuracies(warm)[-1] > accuracies(cold)[-1] - 0.02
 
 
 def test_every_statistic_is_taken_anew_where_exits_are_not_summed(
@@ -251,7 +266,7 @@ def test_scores_are_scaled_by_temperatures_that_make_held_out_samples_likelier(
 
 def test_a_weight_of_zero_teaches_an_exit_nothing(network: nn.Module, data: Data, tmp_path: Path) -> None:
     traced = trace(copy.deepcopy(network), PLAIN.input.shape)
-    options = {"epochs": 1, "weights": (0.0, 1.0, 1.0), "weight_decay": 0.0, "rescale": False}
+    options = {"epochs": 1, "weights": (0.0, 1.0, 1.0), "warm_start": False, "rescale": False}
     model, _ = fitted(traced, data, tmp_path, {}, options)
     assert not model.rescale_gradients
     first, second = (item.head for item in model.exits)
