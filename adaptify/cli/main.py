@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from adaptify.cli import (
+    bench,
     boundary,
     calibrate,
     demo,
@@ -79,6 +80,7 @@ app.command("retrofit")(retrofit.retrofit)
 app.command("prune")(prune.prune)
 app.command("calibrate")(calibrate.calibrate)
 app.command("evaluate")(evaluate.evaluate)
+app.command("bench")(bench.bench)
 app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("env")(env.env)

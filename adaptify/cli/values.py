@@ -50,6 +50,25 @@ def numbers(text: str | None, option: str) -> list[float] | None:
     return [_number(part, option, f"{option} 0.485,0.456,0.406") for part in text.split(",")]
 
 
+def counts(text: str, option: str) -> tuple[int, ...]:
+    """Read positive whole numbers with commas between; each counts once, in their order.
+
+    Raises:
+        UsageError: One of them is none.
+
+    >>> counts("1, 8,32", "--batch-sizes")
+    (1, 8, 32)
+    """
+    found = []
+    for part in text.split(","):
+        if not re.fullmatch(r"\s*[1-9]\d{0,6}\s*", part, re.ASCII):
+            raise UsageError(
+                f"{option}: '{part.strip()}' is no number of images", f"Write, for example: {option} 1,8,32"
+            )
+        found.append(int(part))
+    return tuple(dict.fromkeys(found))
+
+
 def size(text: str | None, option: str) -> list[int] | None:
     """Read the size of an image, as [height, width].
 

@@ -133,7 +133,7 @@ def evaluate_target(
         data = resolve(None, file=recipe_file).data
     if data is None or not data.source:
         raise UsageError(f"no data to evaluate {target} on", "Say which images: --data FOLDER.")
-    network, spec = _open(target, model, data, trust_code)
+    network, spec = open_target(target, model, data, trust_code)
     policies = [network.policy_within(budget) for budget in budgets]
     opened = open_data(
         data.source,
@@ -217,9 +217,21 @@ def _exits(
     return tuple(rows)
 
 
-def _open(
+def open_target(
     target: Path, model: ModelSection | None, data: DataSection, trust_code: bool
 ) -> tuple[Adapted, InputSpec]:
+    """Load what is to be run, and say what images it takes.
+
+    Args:
+        target: A run folder, an artifact or a plain checkpoint.
+        model: How to load it, if it is a plain checkpoint.
+        data: How images are shown to it.
+        trust_code: Whether an artifact may be built by code of the user.
+
+    Raises:
+        UsageError: It takes no images of the size that `data` asks for.
+        ModelError: It cannot be loaded.
+    """
     if target.is_dir() or artifact.is_artifact(target):
         made_for = Architecture.from_json(artifact.read_plan(target).architecture).input
         spec = input_spec(made_for, data)

@@ -19,6 +19,7 @@ from adaptify.graph.trace import Traced
 from adaptify.runtime.compaction import take_rows
 from adaptify.runtime.exits import Exit, HeadCost, branch
 from adaptify.runtime.policy import GATE, ThresholdPolicy, never_leave
+from adaptify.runtime.spans import GATES, NETWORK, span
 from adaptify.runtime.view import NetworkView
 
 __all__ = ["AdaptiveModel", "Everything", "Exit", "Outcome"]
@@ -128,6 +129,9 @@ class AdaptiveModel(NetworkView):
         Raises:
             UsageError: The policy asks for learned gates, and an exit has none.
         """
+        if not self.exits:  # nothing to decide
+            final = self._walk(images, lambda index, read: None)
+            return Outcome(final, torch.zeros(len(final), dtype=torch.int64, device=final.device))
         policy = self.policy
         learned = policy.score == GATE
         state: tuple[Tensor, ...] = (images.contiguous(memory_format=self.memory_format),)
@@ -138,20 +142,22 @@ class AdaptiveModel(NetworkView):
         left: list[tuple[int, Tensor]] = []
         ensemble: Tensor | None = None
         for index, (segment, item) in enumerate(zip(self._segments, self._branches, strict=False)):
-            produced = segment(self.traced.root, *state)
+            with span(NETWORK, index):
+                produced = segment(self.traced.root, *state)
             state = produced[: item.live]
             enabled = policy.enabled(index)
             if not enabled and self.boost is None:
                 continue
             read = [produced[position] for position in item.positions]
             logits: Tensor | None = None
-            if not learned or self.boost is not None:
-                logits = ensemble = self._boosted(index, item.logits(self.traced.root, *read), ensemble)
-            if not enabled:
-                continue
-            scores = self._odds(index, read) if logits is None or learned else policy.rate(index, logits)
-            leaving = policy.leaves(index, scores)
-            staying = active - int(leaving.sum())
+            with span(GATES, index):
+                if not learned or self.boost is not None:
+                    logits = ensemble = self._boosted(index, item.logits(self.traced.root, *read), ensemble)
+                if not enabled:
+                    continue
+                scores = self._odds(index, read) if logits is None or learned else policy.rate(index, logits)
+                leaving = policy.leaves(index, scores)
+                staying = active - int(leaving.sum())
             if staying == active:
                 continue
             if staying == 0:
@@ -162,7 +168,9 @@ class AdaptiveModel(NetworkView):
             ranked = leaving.to(torch.uint8).argsort(stable=True)
             kept, gone = ranked[:staying], ranked[staying:]
             if logits is None:  # only those that leave need a prediction
-                gone_logits = item.logits(self.traced.root, *(take_rows(tensor, gone) for tensor in read))
+                rows = [take_rows(tensor, gone) for tensor in read]
+                with span(GATES, index):
+                    gone_logits = item.logits(self.traced.root, *rows)
             else:
                 gone_logits = logits.index_select(0, gone)
             left.append((index, gone_logits))
@@ -172,7 +180,8 @@ class AdaptiveModel(NetworkView):
                 ensemble = ensemble.index_select(0, kept)
             active = staying
         if active:
-            (final,) = self._segments[-1](self.traced.root, *state)
+            with span(NETWORK, len(self.exits)):
+                (final,) = self._segments[-1](self.traced.root, *state)
             left.append((len(self.exits), self._boosted(len(self.exits), final, ensemble)))
         return _outcome(left, order)
 

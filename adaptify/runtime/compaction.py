@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adaptify.runtime.spans import ROWS, span
+
 
 def take_rows(batch: Tensor, rows: Tensor) -> Tensor:
     """Return the given rows of `batch` (N, ...), in the same memory format.
@@ -19,10 +21,11 @@ def take_rows(batch: Tensor, rows: Tensor) -> Tensor:
         batch: (N, ...) of any shape.
         rows: (K,) int64.
     """
-    if not _is_channels_last(batch):
-        return batch.index_select(0, rows)
-    _, c, h, w = batch.shape
-    return _flat(batch).index_select(0, rows).view(-1, h, w, c).permute(0, 3, 1, 2)
+    with span(ROWS):
+        if not _is_channels_last(batch):
+            return batch.index_select(0, rows)
+        _, c, h, w = batch.shape
+        return _flat(batch).index_select(0, rows).view(-1, h, w, c).permute(0, 3, 1, 2)
 
 
 def empty_batch(rows: int, like: Tensor) -> Tensor:
@@ -39,6 +42,11 @@ def put_rows(batch: Tensor, rows: Tensor, values: Tensor) -> None:
         rows: (K,) int64, without repetitions.
         values: (K, ...), best in the memory format of `batch`.
     """
+    with span(ROWS):
+        _put(batch, rows, values)
+
+
+def _put(batch: Tensor, rows: Tensor, values: Tensor) -> None:
     if _is_channels_last(batch):
         flat, new = _flat(batch), values.permute(0, 2, 3, 1)
     elif batch.is_contiguous():

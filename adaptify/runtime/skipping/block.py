@@ -23,6 +23,7 @@ from adaptify.runtime.compaction import empty_batch, put_rows, take_rows
 from adaptify.runtime.skipping.codebook import Codebook, as_number
 from adaptify.runtime.skipping.costs import BlockCost
 from adaptify.runtime.skipping.programs import Bits, Narrow, Programs
+from adaptify.runtime.spans import NETWORK, span
 
 Rows = npt.NDArray[np.int64]
 
@@ -65,7 +66,10 @@ class SkippingBlock:
         Args:
             x: (N, ...).
         """
-        return () if self.programs.head is None else (self.programs.head(x),)
+        if self.programs.head is None:
+            return ()
+        with span(NETWORK):
+            return (self.programs.head(x),)
 
     def __call__(self, inputs: tuple[Tensor, ...], gates: Tensor, host: npt.NDArray[np.floating]) -> Tensor:
         """Run the block; its inputs may be written over.

@@ -31,6 +31,7 @@ from adaptify.runtime.skipping.block import SkippingBlock
 from adaptify.runtime.skipping.costs import CostTable, cost_key, measure_block
 from adaptify.runtime.skipping.programs import Programs
 from adaptify.runtime.skipping.stretch import Stretch
+from adaptify.runtime.spans import GATES, NETWORK, span
 
 
 @dataclass
@@ -169,23 +170,29 @@ class SkippingModel(Budgeted, nn.Module):
         done = 0
         is_own = False
         for index, step in enumerate(self._steps):
-            for name in step.deciders:
-                odds[name] = self.deciders[name](x)
+            if step.deciders:
+                with span(GATES, index):
+                    for name in step.deciders:
+                        odds[name] = self.deciders[name](x)
             # An accelerator is given all that can be done before the host waits for the gates.
             beside = step.block.beside(x) if step.block is not None else ()
-            for name in step.deciders:
-                gates[name] = decide(odds[name])
-                host[name] = _on_host(gates[name])
+            if step.deciders:
+                with span(GATES, index):
+                    for name in step.deciders:
+                        gates[name] = decide(odds[name])
+                        host[name] = _on_host(gates[name])
             if index < done:
                 continue
             if index in self._stretches:
                 stretch, name, length = self._stretches[index]
-                result = stretch.run(x, host[name])
+                with span(NETWORK, index):
+                    result = stretch.run(x, host[name])
                 if result is not None:
                     x, done = result, index + length
                     continue
             if step.block is None:
-                x = step.run(x)
+                with span(NETWORK, index):
+                    x = step.run(x)
             else:
                 assert step.gates is not None
                 name, place = step.gates
@@ -196,7 +203,8 @@ class SkippingModel(Budgeted, nn.Module):
                 if not is_own and _share_memory(x, images):
                     x = x.clone()
                 is_own = True
-                x = step.block((x, *beside), own, host[name][:, place])
+                with span(NETWORK, index):
+                    x = step.block((x, *beside), own, host[name][:, place])
         return Decisions(
             x,
             torch.cat([odds[name] for name in self._order], 1),
