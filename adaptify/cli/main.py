@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -27,6 +24,7 @@ from adaptify.cli import (
     retrofit,
 )
 from adaptify.cli.group import make_group
+from adaptify.cli.signals import stoppable
 from adaptify.version import VERSION
 
 _THE_WAY = """\
@@ -87,11 +85,6 @@ app.command("env")(env.env)
 app.add_typer(recipes.recipes, name="recipes")
 
 
-def _terminated(signum: int, frame: FrameType | None) -> None:
-    # As an exception, so that half-written files are removed on the way out.
-    sys.exit(128 + signum)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -99,11 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A name that the terminal's encoding lacks must not end a run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    with suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, _terminated)
     show_everything = boundary.wants_traceback(words)
     if not show_everything and not sys.warnoptions:
         warnings.simplefilter("ignore")  # other packages' deprecations are not the user's concern
-    return boundary.run(
-        lambda: app(words, prog_name="adaptify", standalone_mode=False), traceback=show_everything
-    )
+    with stoppable():
+        return boundary.run(
+            lambda: app(words, prog_name="adaptify", standalone_mode=False), traceback=show_everything
+        )
