@@ -50,7 +50,7 @@ class Train(LoopOptions):
     """
 
     target: float = Field(default=0.5, gt=0, le=1)
-    compute_weight: float = Field(default=2.0, ge=0)
+    compute_weight: float = Field(default=10.0, ge=0)
     auxiliary: float = Field(default=1.0, ge=0)
 
 
