@@ -13,7 +13,7 @@ from adaptify.data import Split
 from adaptify.errors import AdaptifyError, UsageError
 from adaptify.models.registry import Architecture
 from adaptify.pipeline import folder
-from adaptify.pipeline.calibration import calibrate_model, check_promise
+from adaptify.pipeline.calibration import calibrate_model, check_promise, doubts
 from adaptify.pipeline.gate_calibrate import calibrate_gates
 from adaptify.pipeline.prepare import open_recipe_data
 from adaptify.pipeline.reporting import build_report
@@ -77,7 +77,7 @@ def calibrate(
         options=CalibrateSection.settings(request),
     )
     check_promise(recipe, len(records["holdout"].labels))
-    doubts = calibrate_model(
+    doubtful = calibrate_model(
         model,
         records["holdout"],
         recipe.calibrate.request(),
@@ -86,7 +86,7 @@ def calibrate(
         seed=recipe.run.seed,
         images=(model.plan.calibration or {}).get("images") if model.plan else None,
     )
-    for note in doubts:
+    for note in doubtful:
         progress.note(note)
     # The time of the last real run was another operating point's.
     timing = {key: value for key, value in before.timing.items() if key != "evaluation_s"}
@@ -97,7 +97,7 @@ def calibrate(
         replay(records["test"], model),
         records["test"],
         timing=timing,
-        notes=before.notes,
+        notes=[*(note for note in before.notes if note not in _doubts_of(before)), *doubtful],
         base_accuracy=before.before.accuracy,
         training=None if before.training is None else before.training.model_dump(),
     )
@@ -115,6 +115,12 @@ def _finished(
             write_report(report, work / folder.REPORT)
             write_html(report, work / folder.PAGE)
     return Calibrated(run, before, report)
+
+
+def _doubts_of(before: Report) -> tuple[str, ...]:
+    """What was to be known about the choice that a new one takes the place of."""
+    choice = before.calibration
+    return () if choice is None else doubts(choice.samples, choice.request)
 
 
 def _test_images(recipe: Recipe, model: AdaptiveModel, progress: Progress) -> Split | None:

@@ -93,7 +93,18 @@ def calibrate_model(
             },
         }
         model.plan = model.plan.model_copy(update=known)
-    return () if promise is not None else _doubts(samples.count, wanted)
+    return () if promise is not None else doubts(samples.count, wanted)
+
+
+def doubts(samples: int, request: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what the user should know about a choice on so few samples; () where they are enough."""
+    wrong = samples * float(request.get("max_drop") or 0) / 100
+    if not 0 < wrong < _FEWEST:
+        return ()
+    return (
+        f"{request['max_drop']:g} points of {samples} held-out samples are {wrong:.1f} samples: accuracy on "
+        "other data may drop by more; hold out more with --holdout",
+    )
 
 
 def check_promise(recipe: Recipe, held: int) -> None:
@@ -123,7 +134,7 @@ def _frontier(samples: Samples, request: Mapping[str, Any], base_macs: int) -> F
 
 
 def _counted(model: AdaptiveModel, score: str, point: OperatingPoint) -> OperatingPoint:
-    """The point with its MACs without the heads that its thresholds switch off; the search counts them all."""
+    """The point with MACs without the heads that its thresholds switch off; the search counts them all."""
     macs = model.exit_macs(ThresholdPolicy(point.thresholds, score))
     spent = sum(share * each for share, each in zip(point.exit_shares, macs, strict=True))
     return replace(point, macs=float(spent))
@@ -148,13 +159,3 @@ def _check_budget(point: OperatingPoint, request: Mapping[str, Any], base_macs: 
             f"and not for {allowed:.1%}",
             "Ask for less, or hold out more images with --holdout.",
         )
-
-
-def _doubts(samples: int, request: Mapping[str, Any]) -> tuple[str, ...]:
-    wrong = samples * float(request.get("max_drop") or 0) / 100
-    if not 0 < wrong < _FEWEST:
-        return ()
-    return (
-        f"{request['max_drop']:g} points of {samples} held-out samples are {wrong:.1f} samples: accuracy on "
-        "other data may drop by more; hold out more with --holdout",
-    )

@@ -112,5 +112,6 @@ def load_records(path: str | os.PathLike[str]) -> dict[str, ExitRecords]:
         }
     except (OSError, SafetensorError, KeyError) as error:
         raise UsageError(
-            f"cannot read the exit records {source}: {error}", "Make them again: `adaptify evaluate RUN`."
+            f"cannot read the exit records {source}: {error}",
+            "Make the run again: `adaptify retrofit --recipe RUN/recipe.yaml`.",
         ) from error

@@ -57,6 +57,20 @@ def test_the_table_compares_before_and_now(home: Path, cli: Cli) -> None:
     assert max(map(len, said.out.splitlines())) <= 80
 
 
+def test_notes_are_about_the_choice_of_now(home: Path, cli: Cli) -> None:
+    def doubts() -> list[str]:
+        return [note for note in read_report(RUN)["notes"] if "held-out samples are" in note]
+
+    assert cli("calibrate", "--max-drop", "1").code == 0
+    (first,) = doubts()
+    assert first.startswith("1 points of")
+    assert cli("calibrate", "--max-drop", "2").code == 0
+    (second,) = doubts()
+    assert second.startswith("2 points of")
+    assert cli("calibrate", "--budget", "0.6").code == 0
+    assert doubts() == []
+
+
 def test_the_figures_are_those_of_running_the_network(home: Path, cli: Cli) -> None:
     report = cli("calibrate", "--max-macs", "0.6", "--json").json
     assert report.pop("run") == str(RUN)
