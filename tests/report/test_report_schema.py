@@ -113,6 +113,18 @@ def test_a_target_on_accuracy_is_judged_on_the_test_samples() -> None:
     assert (missed.met, missed.achieved) == (False, "0.44 points lost")
 
 
+def test_a_drop_is_what_leaving_early_costs_and_not_what_training_changed() -> None:
+    value = sample_report()
+    value["before"]["accuracy"] = 0.1  # random weights
+    made = target(parse_report(value))
+    assert made is not None
+    assert (made.met, made.test) == (True, "0.42 points lost")
+    value["after"]["accuracy"] -= 0.002
+    missed = target(parse_report(value))
+    assert missed is not None
+    assert missed.met is False
+
+
 def test_a_target_on_macs_is_judged_on_what_the_test_samples_keep() -> None:
     value = sample_report()
     value["calibration"] |= {"request": {"max_macs": 0.6}, "macs": 0.59 * MACS}

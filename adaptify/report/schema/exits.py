@@ -38,7 +38,7 @@ class Calibration(Part):
         images: SHA-256 over all held-out images; older reports have none.
         request: `max_drop` (points of top-1) with or without `confidence`, `max_macs` (fraction kept), or
             `thresholds`; and the `rule` that they were chosen by, unless it is the search.
-        base_accuracy: Accuracy of the network as it came, on the same samples.
+        base_accuracy: On the same samples, without leaving early; of gates, of the network as it came.
         macs: Mean MACs on these samples.
         promise: What was promised, if anything was.
     """
