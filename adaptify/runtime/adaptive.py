@@ -127,12 +127,18 @@ class AdaptiveModel(NetworkView):
         One synchronisation per exit on an accelerator (the number of rows that stay), none on a CPU.
 
         Raises:
-            UsageError: The policy asks for learned gates, and an exit has none.
+            UsageError: The policy asks for learned gates, and an exit has none; or it has more or fewer
+                thresholds than there are exits.
         """
-        if not self.exits:  # nothing to decide
+        if not self.exits or not len(images):  # nothing to decide
             final = self._walk(images, lambda index, read: None)
             return Outcome(final, torch.zeros(len(final), dtype=torch.int64, device=final.device))
         policy = self.policy
+        if len(policy.thresholds) != len(self.exits):
+            raise UsageError(
+                f"the policy has {len(policy.thresholds)} thresholds for {len(self.exits)} exits",
+                "Give one threshold per exit, in order; inf for an exit never taken.",
+            )
         learned = policy.score == GATE
         state: tuple[Tensor, ...] = (images.contiguous(memory_format=self.memory_format),)
         # Rows are kept in the order in which they end: those that still run first, then those that left, the

@@ -330,3 +330,21 @@ def test_temperatures_divide_the_logits_of_their_exit() -> None:
 def test_temperatures_are_positive_one_per_exit(temperatures: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match="temperatures"):
         ThresholdPolicy((0.5, 0.5), temperatures=temperatures)
+
+
+def test_a_batch_may_be_empty() -> None:
+    model = with_exits(cifar_resnet(), (3, 32, 32))
+    for threshold in (-math.inf, math.inf):
+        model.policy = ThresholdPolicy((threshold,) * len(model.exits))
+        with torch.no_grad():
+            logits, exit_index = model.run(images(0))
+        assert logits.shape == (0, 10)
+        assert exit_index.shape == (0,)
+
+
+@pytest.mark.parametrize("thresholds", [(), (0.0,), (0.0, 0.0, 0.0)])
+def test_a_policy_has_a_threshold_for_every_exit(thresholds: tuple[float, ...]) -> None:
+    model = with_exits(cifar_resnet(), (3, 32, 32))
+    model.policy = ThresholdPolicy(thresholds)
+    with torch.no_grad(), pytest.raises(UsageError, match=f"{len(thresholds)} thresholds for 2 exits"):
+        model(images(2))
