@@ -66,8 +66,11 @@ class Beginning(Section):
         described = data.describe() if data is not None else {}
         described.pop("notes", None)
         facts = describe_environment()
-        used = "gpus" if device.type == "cuda" else "cpu"
-        machine = {"torch": facts["versions"]["torch"], "device": str(device), used: facts[used]}
+        machine = {"torch": facts["versions"]["torch"], "device": str(device)}
+        if device.type == "cuda":
+            machine["gpus"] = facts["gpus"]
+        else:
+            machine |= {name: facts["cpu"][name] for name in ("model", "capability", "torch_threads")}
         return cls(
             command=command,
             force=force,
