@@ -336,9 +336,13 @@ def _explain(error: ValidationError, schema: type[Recipe], places: Mapping[_Path
     if first["type"] == "missing":
         key, hint = _MISSING.get(path[0], (key, "Add it to the recipe."))
         return RecipeError(f"{where}{key} is missing", hint)
+    if ".".join(path[:-1]) in keys and isinstance(first["loc"][-1], str):
+        key = ".".join(path[:-1])  # behind a key that takes values of several kinds: the name of a kind
     message = first["msg"].removeprefix("Value error, ")
     given = f", got {first['input']!r}" if first["loc"] and first["type"] != "value_error" else ""
-    return RecipeError(f"{where}{key}: {message[:1].lower()}{message[1:]}{given}", "Correct the value.")
+    is_list = isinstance(first["input"], str) and "," in first["input"]
+    hint = f"If it is to be a list, write '{key}=[{first['input']}]'." if is_list else "Correct the value."
+    return RecipeError(f"{where}{key}: {message[:1].lower()}{message[1:]}{given}", hint)
 
 
 # The one required key of each section.

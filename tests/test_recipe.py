@@ -90,6 +90,15 @@ def test_an_override_of_an_unknown_key_is_refused() -> None:
         resolve("dgate", options=GIVEN, overrides={"method.name": 1})
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("train.weights", "1,1"), ("gates.temperature", "0.5,0.5"), ("gates.sites", "a,b")]
+)
+def test_lists_without_brackets_are_told_how_lists_are_written(key: str, value: str) -> None:
+    with pytest.raises(RecipeError, match=f"^{key}: ") as caught:
+        resolve("boostnet", options=GIVEN, overrides={key: value})
+    assert f"'{key}=[{value}]'" in str(caught.value.hint)
+
+
 def test_unknown_methods_and_files() -> None:
     with pytest.raises(UsageError, match="unknown method 'dgat'; did you mean 'dgate'"):
         resolve("dgat", options=GIVEN)

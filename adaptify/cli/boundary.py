@@ -98,7 +98,7 @@ def wants_traceback(arguments: Sequence[str]) -> bool:
 
 
 def _explain_usage(error: Exception) -> tuple[str, str, int]:
-    message = error.format_message()  # type: ignore[attr-defined]
+    message = error.format_message().replace(": Value error, ", ": ")  # type: ignore[attr-defined]
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "adaptify"
     message = message[:1].lower() + message[1:] if not message.startswith("--") else message

@@ -189,7 +189,8 @@ def request_of(
     )
     if "thresholds" in request and len(request) > 1:
         raise UsageError(
-            "--thresholds leaves nothing to choose by --max-drop or --budget", "Give one or the other."
+            "--thresholds leaves nothing to choose by --max-drop, --budget, --confidence or --rule",
+            "Give one or the other.",
         )
     if confidence is not None and max_drop is None:
         raise UsageError("--confidence is about a drop in accuracy", "Give --max-drop as well.")
