@@ -43,6 +43,11 @@ def conclude_exits(fitted: ExitFit, model: AdaptiveModel, job: Job) -> Report:
     )
     for note in (*fitted.notes, *doubts):
         job.progress.note(note)
+    if not any(model.policy.enabled(index) for index in range(len(model.exits))):
+        job.progress.note(
+            "no sample leaves early at this choice, and nothing is saved: allow more with --max-drop, ask for "
+            "a --budget, or train for longer"
+        )
     artifact.save(model, job.run.work / folder.MODEL)
     # What is reported was measured on the file that was written, really skipping.
     written = artifact.load(job.run.work / folder.MODEL, trust_code=True)
