@@ -165,7 +165,7 @@ def test_what_cannot_be_recorded_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match="PyTorch cannot record this network") as caught:
         pt2_file.write_pt2(tmp_path / "x", Portable(Odd(), ("logits",)), (1, 8, 8), {})
-    assert "--batch-size 1" in caught.value.hint
+    assert "adaptify prune RUN" in caught.value.hint
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
