@@ -80,12 +80,16 @@ def with_own_exits() -> AdaptiveModel:
 
 
 def with_gates(method: str, **options: object) -> GatedModel:
-    """Gates that look at images, each open for some of them."""
-    traced = network()
+    """Gates that look at images, each open for some of them, in the network of the digits."""
+    return placed(network(), method, **options)
+
+
+def placed(traced: Traced, method: str, **options: object) -> GatedModel:
+    """The same in any network."""
     kind = find_method(method)
-    placed = kind(kind.Gates.model_validate(options), kind.Train())
+    own = kind(kind.Gates.model_validate(options), kind.Train())
     torch.manual_seed(0)
-    model = assemble(traced, placed.place(traced, CostModel(traced), 10))  # type: ignore[attr-defined]
+    model = assemble(traced, own.place(traced, CostModel(traced), 10))  # type: ignore[attr-defined]
     assert isinstance(model, GatedModel)
     _vary(model.eval())
     return model
@@ -102,7 +106,7 @@ def _vary(model: GatedModel) -> None:
     place = 0
     for decider in model.deciders:
         with torch.no_grad():
-            odds = model.run(images()).odds[:, place : place + decider.gates]
+            odds = model.run(images(24, model.traced.input_shape)).odds[:, place : place + decider.gates]
             # Saliences are 0 for a third, and anything for the others.
             middle = odds.quantile(0.5 if model.policy.variants() else 0.33, 0)
             module = decider.module
