@@ -45,8 +45,8 @@ def conclude_exits(fitted: ExitFit, model: AdaptiveModel, job: Job) -> Report:
         job.progress.note(note)
     if not any(model.policy.enabled(index) for index in range(len(model.exits))):
         job.progress.note(
-            "no sample leaves early at this choice, and nothing is saved: allow more with --max-drop, ask for "
-            "a --budget, or train for longer"
+            "no sample leaves early at this choice, and nothing is saved: allow more with --max-drop, ask "
+            "for a --budget, or train for longer"
         )
     artifact.save(model, job.run.work / folder.MODEL)
     # What is reported was measured on the file that was written, really skipping.
