@@ -99,21 +99,21 @@ def run(arguments: argparse.Namespace) -> None:
         started = time.perf_counter()
         model = theirs.wrap(copy.deepcopy(loaded.module), sites, 10, shape, hidden=64)
         theirs.train(model, data.train, arguments.epochs)
-        calibrated = time.perf_counter()
-        theirs.calibrate(model, data.holdout, 0.6)
-        others[name] = (model, time.perf_counter() - started, time.perf_counter() - calibrated)
+        theirs.calibrate(model, data.holdout, arguments.timed)
+        others[name] = (model, time.perf_counter() - started)
     budgets = [float(budget) for budget in arguments.budgets.split(",")]
     title = (
         f"{loaded.architecture.name}, {len(data.train)} images, {arguments.epochs} epochs; accuracy (MACs)"
     )
     print_head(title, ["tool", "seconds", *(f"budget {budget}" for budget in budgets)])
     limits = {}
-    for name, (model, seconds, _) in others.items():
+    for name, (model, seconds) in others.items():
+        held, tested = (theirs.observe(model, split) for split in (data.holdout, data.test))
         cells = []
         for budget in budgets:
             theirs.calibrate(model, data.holdout, budget)
-            accuracy, kept = _judge(model, traced, theirs.observe(model, data.test))
-            limits[name, budget] = _judge(model, traced, theirs.observe(model, data.holdout))[1]
+            accuracy, kept = _judge(model, traced, tested)
+            limits[name, budget] = _judge(model, traced, held)[1]
             cells.append(f"{accuracy:.2%} ({kept:.3f})")
         print_row([name, f"{seconds:.0f}", *cells])
     for name, mine in own.items():
@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> None:
             found = [mine.at(limits[other, budget]) for budget in budgets]
             cells = [f"{accuracy:.2%} ({kept:.3f})" for _, accuracy, kept in found]
             print_row([f"{name}, at the MACs of {other}", f"{mine.seconds:.0f}", *cells])
-    model, *_ = others["earlyon, its exits"]
+    model, _ = others["earlyon, its exits"]
     theirs.calibrate(model, data.holdout, arguments.timed)
     limit = _judge(model, traced, theirs.observe(model, data.holdout))[1]
     mine = own["adaptify, recipe"]
