@@ -12,7 +12,7 @@ from torch import Tensor
 from adaptify.assembly import Adapted
 from adaptify.bench.backends import check_names, without_fixed_gates
 from adaptify.bench.measure import ORIGINAL, RESULT, Measured, Settings, measure
-from adaptify.data import Data, open_data
+from adaptify.data import Data
 from adaptify.environment import describe_environment
 from adaptify.errors import UsageError
 from adaptify.graph.trace import trace
@@ -20,6 +20,7 @@ from adaptify.input_spec import InputSpec
 from adaptify.models.registry import Architecture
 from adaptify.pipeline import folder
 from adaptify.pipeline.evaluate import open_target
+from adaptify.pipeline.prepare import open_section
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import DataSection, ModelSection, resolve
 from adaptify.runtime.adaptive import AdaptiveModel
@@ -150,7 +151,7 @@ def _images(
     count = max(*settings.batch_sizes, _MOST_IMAGES)
     if data.source not in (RANDOM, None):
         try:
-            opened = _open(data, spec, progress)
+            opened = open_section(data, spec, progress=progress)
         except UsageError as error:
             if own is None:
                 raise
@@ -159,19 +160,6 @@ def _images(
             return _take(opened, count), opened.name
     generator = torch.Generator().manual_seed(0)
     return torch.randn(count, *spec.shape, generator=generator), None
-
-
-def _open(data: DataSection, spec: InputSpec, progress: Progress) -> Data:
-    return open_data(
-        data.source,
-        input=spec,
-        holdout=data.holdout,
-        val_split=data.val_split,
-        workers=data.workers,
-        skip_corrupt=data.skip_corrupt,
-        parts=["test"],
-        progress=progress,
-    )
 
 
 def _take(data: Data, count: int) -> Tensor:

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from adaptify import artifact
 from adaptify.assembly import Adapted
-from adaptify.data import Data, check_labels, open_data
+from adaptify.data import Data, check_labels
 from adaptify.errors import UsageError
 from adaptify.input_spec import InputSpec
 from adaptify.models.registry import Architecture
 from adaptify.pipeline import folder
-from adaptify.pipeline.prepare import input_spec, open_network
+from adaptify.pipeline.prepare import input_spec, open_network, open_section
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import DataSection, ModelSection, resolve
 from adaptify.runtime.adaptive import AdaptiveModel
@@ -135,16 +135,7 @@ def evaluate_target(
         raise UsageError(f"no data to evaluate {target} on", "Say which images: --data FOLDER.")
     network, spec = open_target(target, model, data, trust_code)
     policies = [network.policy_within(budget) for budget in budgets]
-    opened = open_data(
-        data.source,
-        input=spec,
-        holdout=data.holdout,
-        val_split=data.val_split,
-        workers=data.workers,
-        skip_corrupt=data.skip_corrupt,
-        parts=["test"],
-        progress=progress,
-    )
+    opened = open_section(data, spec, progress=progress)
     check_labels(opened, network.num_classes)
     # Gates that are the same for all samples leave nothing to skip at run time.
     is_static = isinstance(network, GatedModel) and not network.per_sample

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from adaptify import artifact
-from adaptify.data import Data, check_labels, open_data
+from adaptify.data import Data, check_labels
 from adaptify.errors import UsageError
 from adaptify.export.reference import Reference, observe
 from adaptify.export.write import SUFFIXES, Options, Prepared, paths_of, prepare, write
 from adaptify.models.registry import Architecture
 from adaptify.pipeline import folder
-from adaptify.pipeline.prepare import input_spec
+from adaptify.pipeline.prepare import input_spec, open_section
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import DataSection, resolve
 
@@ -147,16 +147,7 @@ def _open(
     assert prepared.model.plan is not None
     spec = input_spec(Architecture.from_json(prepared.model.plan.architecture).input, data)
     try:
-        opened = open_data(
-            data.source,
-            input=spec,
-            holdout=data.holdout,
-            val_split=data.val_split,
-            workers=data.workers,
-            skip_corrupt=data.skip_corrupt,
-            parts=["test"],
-            progress=progress,
-        )
+        opened = open_section(data, spec, progress=progress)
         check_labels(opened, prepared.model.num_classes)
     except UsageError as error:
         if given:

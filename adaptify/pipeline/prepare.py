@@ -34,6 +34,9 @@ _ALONE = (
 )
 
 
+_TEST: tuple[Part, ...] = ("test",)
+
+
 @dataclass(frozen=True)
 class Network:
     """A checkpoint as a graph.
@@ -101,20 +104,35 @@ def open_recipe_data(
     Raises:
         UsageError: The data cannot be used, or its labels do not match the network.
     """
-    section = recipe.data
-    data = open_data(
+    data = open_section(recipe.data, spec, seed=recipe.run.seed, parts=parts, progress=progress)
+    check_labels(data, classes)
+    return data
+
+
+def open_section(
+    section: DataSection,
+    spec: InputSpec,
+    *,
+    seed: int = 0,
+    parts: Collection[Part] = _TEST,
+    progress: Progress = SILENT,
+) -> Data:
+    """Open the data that a recipe names. Which images are for testing does not depend on the seed.
+
+    Raises:
+        UsageError: The data cannot be used.
+    """
+    return open_data(
         section.source,
         input=spec,
         holdout=section.holdout,
         val_split=section.val_split,
-        seed=recipe.run.seed,
+        seed=seed,
         workers=section.workers,
         skip_corrupt=section.skip_corrupt,
         parts=parts,
         progress=progress,
     )
-    check_labels(data, classes)
-    return data
 
 
 def make_method(recipe: Recipe) -> Method[Any, Any]:
