@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,16 @@ def gate_places(name: str) -> list[tuple[int, str]]:
     return found
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("branches")
+
+
+@functools.cache
 def written(name: str, folder: Path) -> tuple[Path, Reference]:
     model = DECIDING[name]()
     reference = observe(model, [images(24, model.traced.input_shape)])
-    path = folder / "net.onnx"
+    path = folder / f"{name}.onnx"
     done = write(prepare(model, Options("onnx", "if")), path, reference)
     assert done.checked.relative_error < 1e-5
     assert done.facts["batch"] == 1
@@ -72,8 +79,8 @@ def written(name: str, folder: Path) -> tuple[Path, Reference]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_branches_hold_their_weights_and_are_skipped(name: str, tmp_path: Path) -> None:
-    path, reference = written(name, tmp_path)
+def test_branches_hold_their_weights_and_are_skipped(name: str, folder: Path) -> None:
+    path, reference = written(name, folder)
     assert reference.untaken == ()
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
@@ -101,8 +108,8 @@ def test_branches_hold_their_weights_and_are_skipped(name: str, tmp_path: Path) 
         assert runs == (count(model.graph, "Conv") - 2 * closed).tolist()
 
 
-def test_each_image_decides_for_itself(tmp_path: Path) -> None:
-    path, reference = written("dgate", tmp_path)
+def test_each_image_decides_for_itself(folder: Path) -> None:
+    path, reference = written("dgate", folder)
     run = open_onnx(path)
     assert reference.decisions is not None
     for row in range(len(reference.images)):

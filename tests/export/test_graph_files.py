@@ -22,10 +22,14 @@ from adaptify.export.write import Format, Options, Prepared, Written, prepare, w
 from adaptify.runtime.adaptive import AdaptiveModel
 
 OPENERS = {"onnx": open_onnx, "pt2": open_pt2}
-QUICK = ("dgate", "boostnet", "gumbel exits", "own exits", "sgad", "gumbel layers", "lcnet")
+QUICK = ("dgate", "gumbel exits", "sgad", "lcnet")
 """What is written as ONNX in every run of the tests: that takes seconds."""
 
 
+SLOW = ("margin of convolutional heads", "entropy with temperatures", "parallel lcnet")
+"""What differs little from another, and is written as .pt2 in slow runs alone."""
+
+PT2_NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in DECIDING]
 NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in DECIDING]
 
 
@@ -63,7 +67,7 @@ def assert_same(model: Adapted, run: Callable[[Tensor], tuple[Tensor, ...]], ref
         assert torch.allclose(told, decided, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", DECIDING)
+@pytest.mark.parametrize("name", PT2_NAMES)
 def test_pt2_decides_and_computes_as_the_network_does(name: str, tmp_path: Path) -> None:
     model, reference = made(name)
     path, prepared, done = written(name, "pt2", tmp_path)
@@ -81,8 +85,9 @@ def test_onnx_decides_and_computes_as_the_network_does(name: str, tmp_path: Path
     assert_same(model, open_onnx(path), reference)
 
 
-@pytest.mark.parametrize("format", ["pt2", "onnx"])
-@pytest.mark.parametrize("name", STATIC)
+@pytest.mark.parametrize(
+    ("name", "format"), [*((name, "pt2") for name in STATIC), ("frozen channels", "onnx")]
+)
 def test_what_is_the_same_for_all_images_is_a_plain_graph(name: str, format: Format, tmp_path: Path) -> None:
     model, reference = made(name)
     path, prepared, done = written(name, format, tmp_path)
@@ -134,17 +139,19 @@ def test_one_batch_size_and_another_opset(tmp_path: Path) -> None:
 
 
 def test_pt2_runs_where_there_is_no_adaptify(tmp_path: Path) -> None:
+    torch.save(images(), tmp_path / "images.pt")
     for name in ("dgate", "sgad"):
-        model, reference = made(name)
-        path, _, _ = written(name, "pt2", tmp_path)
-        torch.save(reference.images, tmp_path / "images.pt")
-        script = (
-            f"net = torch.export.load({path.name!r}).module()\n"
-            "torch.save(net(torch.load('images.pt')), 'found.pt')\n"
-        )
-        run_isolated(script, tmp_path)
-        found, told = torch.load(tmp_path / "found.pt")
-        logits, decided = decisions(model, reference.images)
+        (tmp_path / name).mkdir()
+        path, _, _ = written(name, "pt2", tmp_path / name)
+        assert json.loads(read_facts(path))["outputs"][0] == "logits"
+    script = (
+        "for name in ('dgate', 'sgad'):\n"
+        "    net = torch.export.load(name + '/net.pt2').module()\n"
+        "    torch.save(net(torch.load('images.pt')), name + '/found.pt')\n"
+    )
+    run_isolated(script, tmp_path)
+    for name in ("dgate", "sgad"):
+        found, told = torch.load(tmp_path / name / "found.pt")
+        logits, decided = decisions(made(name)[0], images())
         assert torch.allclose(found, logits, atol=1e-4)
         assert torch.equal(told, decided)
-        assert json.loads(read_facts(path))["outputs"][0] == "logits"
