@@ -220,7 +220,9 @@ Rule = Annotated[
 Thresholds = Annotated[
     str | None,
     typer.Option(
-        "--thresholds", metavar="T,T,...", help="Thresholds by hand, one per exit; 'never' closes an exit."
+        "--thresholds",
+        metavar="T,T,...",
+        help="Thresholds by hand, one per exit; 'never' closes an exit, and at 'always' everything leaves.",
     ),
 ]
 

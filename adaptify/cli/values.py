@@ -16,6 +16,7 @@ from adaptify.errors import UsageError
 from adaptify.runtime.budget import Budget
 
 NEVER = ("never", "none", "null", "inf")
+ALWAYS = -3.4028234663852886e38  # the least float32: every score reaches it
 _PREFIXES = {"K": 1e3, "M": 1e6, "G": 1e9}
 
 
@@ -93,16 +94,21 @@ def thresholds(text: str | None, option: str) -> list[float | None] | None:
     """Read one threshold per exit; `None` in the list is an exit that is never taken.
 
     Raises:
-        UsageError: One of them is neither a number nor `never`.
+        UsageError: One of them is neither a number, nor `never`, nor `always`.
 
     >>> thresholds("1.5, never, -0.25", "--thresholds")
     [1.5, None, -0.25]
+    >>> thresholds("never, always", "--thresholds")
+    [None, -3.4028234663852886e+38]
     """
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
     example = f"{option} 1.5,never"
-    return [None if part.lower() in NEVER else _number(part, option, example) for part in parts]
+    words: dict[str, float | None] = {**dict.fromkeys(NEVER), "always": ALWAYS}
+    return [
+        words[part.lower()] if part.lower() in words else _number(part, option, example) for part in parts
+    ]
 
 
 def macs_or_fraction(text: str | None, option: str) -> Budget | None:

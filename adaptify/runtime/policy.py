@@ -126,6 +126,26 @@ class ThresholdPolicy:
         )
 
 
+ALWAYS = float(torch.finfo(torch.float32).min)
+"""The threshold that every score reaches. A finite one, as JSON knows no other."""
+
+
+def leave_at(index: int, exits: int, score: str = "confidence") -> ThresholdPolicy:
+    """The policy of anytime prediction: every sample leaves at exit `index`, or at the output (`exits`).
+
+    Args:
+        index: The exit, from 0.
+        exits: Number of exits of the network, without the output.
+        score: As of `ThresholdPolicy`; it decides nothing here.
+
+    Raises:
+        UsageError: There is no such exit.
+    """
+    if not 0 <= index <= exits:
+        raise UsageError(f"there is no exit {index} among {exits}", f"Give 0 to {exits}, the output.")
+    return ThresholdPolicy(tuple(ALWAYS if item == index else math.inf for item in range(exits)), score)
+
+
 def never_leave(exits: int, score: str = "distance") -> ThresholdPolicy:
     """The policy under which every sample runs through the whole network."""
     return ThresholdPolicy((math.inf,) * exits, score)

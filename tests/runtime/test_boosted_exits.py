@@ -12,7 +12,7 @@ from adaptify.graph.trace import Traced, trace
 from adaptify.models.registry import resolve
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.optimize import optimize
-from adaptify.runtime.policy import ThresholdPolicy
+from adaptify.runtime.policy import ThresholdPolicy, leave_at
 
 SHAPE = (3, 8, 8)
 
@@ -239,3 +239,21 @@ def test_msdnet_runs_the_same_in_its_fast_form(boost: float | None) -> None:
         assert torch.equal(outcome.exit_index, index)
         torch.testing.assert_close(outcome.logits, wanted, rtol=1e-4, atol=1e-5)
     assert fast.exit_macs(fast.policy) == model.exit_macs(model.policy)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_anytime_prediction_stops_at_one_exit(index: int) -> None:
+    _, traced = chain()
+    model = AdaptiveModel(traced, boost=(0.5, 0.5)).eval()
+    batch = images(5)
+    with torch.no_grad():
+        found = model.everything(batch)
+        model.policy = ThresholdPolicy.from_json(leave_at(index, exits=2).to_json())
+        outcome = model.run(batch)
+    assert outcome.exit_index.tolist() == [index] * 5
+    torch.testing.assert_close(outcome.logits, [*found.exits.values(), found.logits][index])
+
+
+def test_there_is_no_anytime_prediction_behind_the_output() -> None:
+    with pytest.raises(UsageError, match="no exit 3 among 2"):
+        leave_at(3, exits=2)
