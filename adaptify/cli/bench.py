@@ -97,7 +97,7 @@ def bench(
     Examples:
       adaptify bench
       adaptify bench runs/resnet56-dgate-001 --batch-sizes 1,8,64 --threads 1
-      adaptify bench runs/resnet56-dgate-001 --backends fast,onnxruntime --seconds 10
+      adaptify bench runs/resnet56-dgate-001 --backends fast,onnxruntime
       adaptify bench runs/resnet56-gumbel-002 --against runs/resnet56-gumbel-001
       adaptify bench resnet50.pth --data random
     """
