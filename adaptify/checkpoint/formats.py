@@ -6,7 +6,9 @@ import enum
 import zipfile
 from pathlib import Path
 
+from adaptify.bounds import room
 from adaptify.errors import ModelError
+from adaptify.text import memory
 
 _HEAD = 512
 
@@ -46,26 +48,37 @@ def detect(path: Path) -> Format:
     if _is_safetensors(head, size):
         return Format.SAFETENSORS
     if head.startswith(b"PK"):
-        return _zip_format(path)
+        return _zip_format(path, size)
+    # Before the pickle: torch would unpack such a file, whatever its first byte is.
+    if head[257:262] == b"ustar":
+        raise ModelError(f"{path} is a tar archive", "Unpack it and give the checkpoint inside.")
     if head[:1] == b"\x80":  # a pickle: what torch.save wrote before version 1.6
         return Format.TORCH
     for magic, what, hint in _OTHERS:
         if head.lower().startswith(magic):
             raise ModelError(f"{path} {what}", hint)
-    if head[257:262] == b"ustar":
-        raise ModelError(f"{path} is a tar archive", "Unpack it and give the checkpoint inside.")
     kind = "a text file" if _is_text(head) else "not a checkpoint of any known format"
     raise ModelError(f"{path} is {kind}", "Give a file written by torch.save or safetensors.")
 
 
-def _zip_format(path: Path) -> Format:
+def _zip_format(path: Path, size: int) -> Format:
     try:
         with zipfile.ZipFile(path) as archive:
-            members = {name.partition("/")[2] or name for name in archive.namelist()}
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+            entries = archive.infolist()
+    except OSError:
+        raise
+    except Exception as error:  # the reader of archives lets through what its parts raise
         raise ModelError(
-            f"{path} is damaged or cut short: {error}", "Copy or download the checkpoint again."
+            f"{path} is damaged or cut short: {error or type(error).__name__}",
+            "Copy or download the checkpoint again.",
         ) from error
+    members = {entry.filename.partition("/")[2] or entry.filename for entry in entries}
+    unpacked = sum(entry.file_size for entry in entries)
+    if unpacked > room(size):
+        raise ModelError(
+            f"{path} unpacks to {memory(unpacked)} from {memory(size)}, which no weights do",
+            "Do not use it; if it is yours, save the weights again with torch.save.",
+        )
     if members & {"archive_format", "models/model.json"} or any("serialized_exported" in m for m in members):
         raise ModelError(
             f"{path} is a program exported by torch.export, whose layers cannot be changed",

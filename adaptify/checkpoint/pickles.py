@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from adaptify.errors import ModelError
@@ -26,6 +27,8 @@ from adaptify.models.user_code import search_working_folder
 
 _REFUSED = re.compile(r"GLOBAL (\S+)")
 _SAVE_WEIGHTS = "save only the weights: torch.save(model.state_dict(), 'weights.pt')"
+# What torch lets a pickle call, with any number: it would take and fill as much memory as that says.
+_UNBOUNDED = frozenset({"builtins.bytearray", "__builtin__.bytearray"})
 _HARMLESS = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_(?!nested)\w+|torch\.\w*Storage|torch\.storage\.\w+"
 )
@@ -43,6 +46,8 @@ def unpickle(path: Path, *, trust: bool) -> Any:
     """
     if trust:
         search_working_folder()
+    elif unbounded := next((name for name in _other_globals(path) if name in _UNBOUNDED), None):
+        raise _more_than_tensors(path, f"{unbounded}, which could take any amount of memory")
     try:
         # An open file, because torch.load takes the end of a name for the format.
         with (
@@ -68,11 +73,7 @@ def _explain(error: Exception, path: Path, trust: bool) -> ModelError:
     named = [] if trust else list(_other_globals(path))
     if named:
         found = _REFUSED.search(text)
-        return ModelError(
-            f"{path} holds more than tensors: it refers to {found[1] if found else named[0]}, "
-            "which could run code; nothing of it was executed",
-            f"If you trust where it comes from, add --trust-pickle; better, {_SAVE_WEIGHTS}",
-        )
+        return _more_than_tensors(path, f"{found[1] if found else named[0]}, which could run code")
     if "Unsupported operand" in text:
         return ModelError(
             f"{path} is a pickle of a protocol that cannot be read without running it",
@@ -81,6 +82,13 @@ def _explain(error: Exception, path: Path, trust: bool) -> ModelError:
     reason = (text.partition("WeightsUnpickler error:")[2] or text).strip() or type(error).__name__
     return ModelError(
         f"{path} is damaged or cut short: {reason.splitlines()[0]}", "Copy or download the checkpoint again."
+    )
+
+
+def _more_than_tensors(path: Path, what: str) -> ModelError:
+    return ModelError(
+        f"{path} holds more than tensors: it refers to {what}; nothing of it was executed",
+        f"If you trust where it comes from, add --trust-pickle; better, {_SAVE_WEIGHTS}",
     )
 
 
@@ -96,7 +104,7 @@ def _other_globals(path: Path) -> Iterator[str]:
             # The older format is a row of pickles: magic number, protocol, system, object, keys.
             with path.open("rb") as file:
                 yield from _named(file, pickles=5)
-    except (ValueError, StopIteration, OSError, zipfile.BadZipFile):
+    except Exception:  # whatever is damaged; it is found, and told of, when the file is loaded
         return
 
 
@@ -130,9 +138,6 @@ def _full_name(value: Callable[..., Any]) -> str:
 @cache
 def _plain_values() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """Classes whose instances are values and nothing more, under the names that pickles use for them."""
-    # numpy's functions that rebuild an array and a scalar; pickles name them by where they lived at the time.
-    array: Any = np.zeros(1).__reduce__()[0]
-    scalar: Any = np.float64(0).__reduce__()[0]
     allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
         argparse.Namespace,
         np.ndarray,
@@ -140,10 +145,25 @@ def _plain_values() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]
         *{type(np.dtype(code)) for code in np.typecodes["All"]},
     ]
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        allowed += [(array, f"{module}._reconstruct"), (scalar, f"{module}.scalar")]
+        # Pickles name numpy's functions by where they lived at the time.
+        allowed += [(_array, f"{module}._reconstruct"), (_scalar, f"{module}.scalar")]
     for module in ("pathlib", "pathlib._local"):
         # Paths of the other system cannot be instantiated; what a path means here is only its text.
         for pure in (pathlib.PurePosixPath, pathlib.PureWindowsPath):
             for name in (pure.__name__, pure.__name__.removeprefix("Pure")):
                 allowed.append((pure, f"{module}.{name}"))
     return allowed
+
+
+def _array(kind: type, shape: tuple[int, ...], code: bytes) -> npt.NDArray[Any]:
+    """Make an array to be filled, as numpy writes it: an empty one, where numpy would take any shape."""
+    if kind is not np.ndarray or tuple(shape) != (0,):
+        raise ValueError(f"an array is made with the shape {shape}")
+    return np.empty(0)
+
+
+def _scalar(dtype: np.dtype[Any], value: bytes) -> Any:
+    """Make a number from its bytes; numpy would take any size, and fill in what is missing."""
+    if dtype.hasobject or not isinstance(value, bytes) or len(value) != dtype.itemsize:
+        raise ValueError(f"a number of type {dtype} is made of something else than its bytes")
+    return np.frombuffer(value, dtype)[0]

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from adaptify.bounds import room
 from adaptify.checkpoint.formats import Format, detect
 from adaptify.checkpoint.pickles import unpickle
 from adaptify.checkpoint.state_dict import find_weights, mentioned_names
 from adaptify.errors import ModelError, UsageError, did_you_mean
 from adaptify.files import sha256
+from adaptify.text import memory, shape
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,9 @@ def _read(file: Path, format: Format, trust_pickle: bool) -> Any:
         return unpickle(file, trust=trust_pickle)
     try:
         return load_file(file)
-    except (SafetensorError, KeyError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # types and shapes that torch does not know end in errors of many kinds
         raise ModelError(
             f"{file} is damaged or cut short: {error}", "Copy or download the checkpoint again."
         ) from error
@@ -93,6 +96,15 @@ def _read(file: Path, format: Format, trust_pickle: bool) -> Any:
 
 def _check(tensors: Mapping[str, Tensor], file: Path) -> None:
     """Refuse weights that no network could use, naming the first such tensor."""
+    # One value can stand for a tensor of any shape, which would become real when it is loaded.
+    values = sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors.values())
+    if values > room(file.stat().st_size):
+        name = max(tensors, key=lambda name: tensors[name].numel())
+        raise ModelError(
+            f"{file} repeats its values: '{name}' has the shape {shape(tuple(tensors[name].shape))}, and all "
+            f"tensors take {memory(values)}",
+            "Do not use it; if it is yours, save the tensors as they are used, with .contiguous().",
+        )
     for name, tensor in tensors.items():
         if tensor.is_quantized or _is_packed(name, tensor):
             raise ModelError(

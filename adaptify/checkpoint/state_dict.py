@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +34,10 @@ _PREFERRED = (
     "weights",
     "params",
 )
-# How deep dictionaries are searched.
+# How deep dictionaries are searched, and how many sets of weights are told apart.
 _DEPTH = 8
+_MOST_SETS = 1000
+_LONGEST_NAME = 4096  # characters
 # Components that PyTorch itself puts into names, anywhere.
 _INSERTED = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # Counters that averaging and profiling leave among the weights.
@@ -75,7 +77,12 @@ def find_weights(value: Any, source: str) -> Weights:
         tensors: Mapping[str, Any] = module.state_dict()
         notes = [f"took the module {type(module).__name__}{where} of the file"]
     else:
-        found = dict(_state_dicts(value))
+        found = _state_dicts(value, {})
+        if len(found) > _MOST_SETS:
+            raise ModelError(
+                f"{source} holds more than {_MOST_SETS} sets of weights",
+                "Save the one you want: torch.save(model.state_dict(), 'weights.pt').",
+            )
         if not found:
             raise ModelError(
                 f"{source} holds {_describe(value)}, not a dictionary of tensors",
@@ -87,6 +94,12 @@ def find_weights(value: Any, source: str) -> Weights:
         if others:
             notes[-1] += f" and left {', '.join(others)}"
     kept = {name: tensor.detach() for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    longest = max(kept, key=len, default="")
+    if len(longest) > _LONGEST_NAME:
+        raise ModelError(
+            f"{source} holds a tensor whose name has {len(longest)} characters: '{longest[:40]}...'",
+            "The file is damaged: copy or download it again.",
+        )
     named, prefix, renamed = clean_names(kept)
     return Weights(named, prefix, (*notes, *renamed), module)
 
@@ -158,23 +171,33 @@ def _find_module(value: Any) -> tuple[str, nn.Module | None]:
 
 
 def _state_dicts(
-    value: Any, where: str = "", above: tuple[int, ...] = ()
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """All state dicts in nested dictionaries: dictionaries with more numbers of their own than below them."""
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        return
+    value: Any, known: dict[tuple[int, int], dict[str, Mapping[str, Any]]], above: tuple[int, ...] = ()
+) -> dict[str, Mapping[str, Any]]:
+    """All state dicts in nested dictionaries: dictionaries with more numbers of their own than below them.
+
+    Args:
+        value: Where to look.
+        known: What was found in each dictionary at each depth: a file may hold one in any number of places.
+        above: The dictionaries that `value` is in.
+
+    Returns:
+        Them by their dotted places; a few more than `_MOST_SETS` if there are too many.
+    """
     if len(above) == _DEPTH or id(value) in above:
-        return
-    below = [
-        found
-        for key, entry in value.items()
-        if "optim" not in key.lower()
-        for found in _state_dicts(entry, f"{where}.{key}" if where else key, (*above, id(value)))
-    ]
-    if _numbers(value) > sum(_numbers(found) for _, found in below):
-        yield where, value
-    else:
-        yield from below
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        return {}
+    here = (id(value), len(above))
+    if here not in known:
+        below: dict[str, Mapping[str, Any]] = {}
+        for key, entry in value.items():
+            if "optim" in key.lower() or len(below) > _MOST_SETS:
+                continue
+            for where, found in _state_dicts(entry, known, (*above, id(value))).items():
+                below[f"{key}.{where}" if where else key] = found
+        own = _numbers(value) > sum(_numbers(found) for found in below.values())
+        known[here] = {"": value} if own else below
+    return known[here]
 
 
 def _numbers(value: Mapping[str, Any]) -> int:

@@ -1,0 +1,81 @@
+"""What a file from a stranger may ask for: limits that readers share, and JSON that is read within them.
+
+A file can ask for far more than it holds: a few bytes that unpack to gigabytes, one number that stands for a
+network of any size. What is refused here is out of proportion to the file, or beyond what any file needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+MOST_TEXT = 64 << 20
+"""Bytes of a text file that is read whole, as JSON."""
+
+MOST_RECIPE = 1 << 20
+"""Bytes of a recipe."""
+
+MOST_DEPTH = 64
+"""Lists and objects within each other."""
+
+MOST_NUMBER = 1 << 20
+"""Largest whole number among the arguments of an architecture."""
+
+MOST_SIDE = 1 << 13
+"""Pixels of a side of the images that a network takes."""
+
+MOST_CHANNELS = 1 << 12
+"""Channels of the images that a network takes."""
+
+_FREE = 64 << 20
+_RATIO = 20
+
+
+def room(size: int) -> int:
+    """Bytes that a file of `size` bytes may unpack to: 64 MiB, or 20 times as much where that is more."""
+    return max(_FREE, _RATIO * size)
+
+
+def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> str:
+    """Read a text file of at most `most` bytes.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is too large, or not UTF-8.
+    """
+    with Path(path).open("rb") as file:
+        found = file.read(most + 1)
+    if len(found) > most:
+        raise ValueError(f"it is larger than {most >> 20} MiB")
+    return found.decode("utf-8")
+
+
+def parse_json(text: str) -> Any:
+    """Read JSON that is not nested deeper than `MOST_DEPTH`.
+
+    Raises:
+        ValueError: It is not JSON, or nested deeper.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    check_depth(value)
+    return value
+
+
+def check_depth(value: Any) -> None:
+    """Make sure that what recurses over a value does not run out of stack.
+
+    Raises:
+        ValueError: It is nested deeper than `MOST_DEPTH`.
+    """
+    level: list[Any] = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(MOST_DEPTH):
+        if not level:
+            return
+        inner = [item.values() if isinstance(item, dict) else item for item in level]
+        level = [part for items in inner for part in items if isinstance(part, (dict, list))]
+    raise ValueError(f"it is nested deeper than {MOST_DEPTH} levels")
