@@ -89,7 +89,10 @@ def build(plan: Plan, tensors: dict[str, Tensor], architecture: Architecture) ->
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ModelError(f"the tensors do not fit the plan: {str(error).splitlines()[-1].strip()}") from error
+        raise ModelError(
+            f"the tensors do not fit the plan: {str(error).splitlines()[-1].strip()}",
+            "The file is damaged, or the code that builds the network has changed.",
+        ) from error
     return model
 
 

@@ -15,18 +15,18 @@ class AdaptifyError(Exception):
 
     Args:
         message: What is wrong and where, naming the offending value.
-        hint: What to do about it; empty when there is nothing to add.
+        hint: What to do about it.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message}\n{self.hint}" if self.hint else self.message
+        return f"{self.message}\n{self.hint}"
 
 
 class UsageError(AdaptifyError):

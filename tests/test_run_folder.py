@@ -13,7 +13,7 @@ from adaptify.pipeline import folder
 def fail(output: Path) -> None:
     with folder.new_run("net", output=output) as run:
         (run.work / folder.REPORT).write_text("{}")
-        raise AdaptifyError("no luck")
+        raise AdaptifyError("no luck", "Try again.")
 
 
 def test_nothing_is_left_of_a_run_that_trained_nothing(tmp_path: Path) -> None:

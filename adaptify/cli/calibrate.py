@@ -52,10 +52,7 @@ def calibrate(
     from adaptify.cli import values
     from adaptify.cli.console import Console
     from adaptify.cli.runs import find_run
-    from adaptify.cli.tables import changes
     from adaptify.errors import UsageError
-    from adaptify.pipeline import folder
-    from adaptify.pipeline.calibrate import calibrate as work
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
     request = values.request_of(
@@ -67,7 +64,13 @@ def calibrate(
             "Give --max-drop 0.5 (points of accuracy to lose at most), --budget 0.6 (part of the MACs to "
             "keep at most)\nor --thresholds 1.2,never (one per exit).",
         )
-    found = find_run(run, holding=folder.REPORT)
+    found = find_run(run, holding="report.json")
+
+    # Not before the arguments are known to be right: what comes with these takes seconds to import.
+    from adaptify.cli.tables import changes
+    from adaptify.pipeline import folder
+    from adaptify.pipeline.calibrate import calibrate as work
+
     if run is None:
         console.say(f"run: {found}")
     done = work(found, request, dry_run=dry_run, trust_code=trust_code, progress=console)

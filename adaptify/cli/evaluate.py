@@ -54,7 +54,7 @@ def evaluate(
     A run knows the data it was made with; for everything else, say --data.
 
     With --budget, the network runs once more for each budget, under the policy that was the most accurate
-    within it on held-out images.
+    within it on held-out images. Where one cannot be reached, the exit code is 5 after the others.
 
     \b
     Examples:
@@ -67,19 +67,14 @@ def evaluate(
     from adaptify.cli import values
     from adaptify.cli.console import Console
     from adaptify.cli.runs import find_target
-    from adaptify.cli.tables import evaluation
-    from adaptify.errors import UsageError
-    from adaptify.pipeline import folder
-    from adaptify.pipeline.evaluate import evaluate_target
-    from adaptify.recipe import resolve
-    from adaptify.runtime.allocator import keep_freed_memory
+    from adaptify.errors import TargetError, UsageError
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
     wanted = values.budgets(budget, "--budget") or []
     found = find_target(target)
     if target is None:
         console.say(f"run: {found}")
-    recipe = found / folder.RECIPE
+    recipe = found / "recipe.yaml"
     known = recipe.is_file()
     if not known and data is None:
         raise UsageError(f"no data to evaluate {found} on", "Say which images: --data FOLDER.")
@@ -95,6 +90,13 @@ def evaluate(
         workers=workers,
         skip_corrupt=skip_corrupt,
     )
+
+    # Not before the arguments are known to be right: what comes with these takes seconds to import.
+    from adaptify.cli.tables import evaluation
+    from adaptify.pipeline.evaluate import evaluate_target
+    from adaptify.recipe import resolve
+    from adaptify.runtime.allocator import keep_freed_memory
+
     running = values.given({"run.batch_size": batch_size, "run.device": device})
     if data is not None:  # how the run's own data were split says nothing about others
         images = {"data.val_split": None, "data.skip_corrupt": False, **images}
@@ -112,6 +114,8 @@ def evaluate(
     )
     console.data(_facts(result))
     console.show(*evaluation(result))
+    if result.missed:  # what can be reached stands above
+        raise TargetError("\n".join(miss.reason for miss in result.missed), result.missed[0].hint)
 
 
 def _facts(result: Result) -> dict[str, Any]:
@@ -125,7 +129,8 @@ def _facts(result: Result) -> dict[str, Any]:
     budgets = [
         {**row, "images_per_second": _rate(result.samples, row["seconds"])} for row in facts.pop("budgets")
     ]
-    return {**facts, "budgets": budgets} if budgets else facts
+    missed = facts.pop("missed")
+    return {**facts, "budgets": budgets, "missed": missed} if budgets else facts
 
 
 def _rate(samples: int, seconds: float) -> float | None:

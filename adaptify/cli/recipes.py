@@ -144,4 +144,7 @@ def validate(
         else:
             print(f"{printable(file)}: OK")
     if wrong:
-        raise RecipeError("\n".join(map(str, wrong)))
+        # Each has its hint behind it; this is what to do about all of them.
+        raise RecipeError(
+            "\n".join(map(str, wrong)), "`adaptify recipes show NAME` prints one that is valid to start from."
+        )

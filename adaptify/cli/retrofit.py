@@ -95,8 +95,6 @@ def retrofit(
     """
     from adaptify.cli import values
     from adaptify.cli.console import Console
-    from adaptify.recipe import resolve
-    from adaptify.recipe_library import find_recipe
     from adaptify.settings import parse_overrides
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
@@ -124,24 +122,28 @@ def retrofit(
                 "run.seed": seed,
             }
         ),
-        **_target(
-            values.request_of(
-                max_drop=max_drop, budget=max_macs, by_hand=thresholds, confidence=confidence, rule=rule
-            )
-        ),
     }
+    request = values.request_of(
+        max_drop=max_drop, budget=max_macs, by_hand=thresholds, confidence=confidence, rule=rule
+    )
     settings = parse_overrides(words)
     if resume:
         from adaptify.cli.resuming import find
 
         refused = {"--recipe": recipe, "--output": output, "--force": force, "--dry-run": dry_run}
         unfinished = find("retrofit", first, refused)
+        options |= _target(request)
         unfinished.check_settings(options | values.given({"method": method}), settings)
         _work(unfinished.recipe, None, unfinished.beginning.force, console, unfinished)
         return
     _check_complete({**options, **settings}, recipe)
+
+    # Not before the arguments are known to be right: what comes with these takes seconds to import.
+    from adaptify.recipe import resolve
+    from adaptify.recipe_library import find_recipe
+
     found = find_recipe(recipe) if recipe is not None else None
-    resolved = resolve(method, file=found, options=options, overrides=settings)
+    resolved = resolve(method, file=found, options=options | _target(request), overrides=settings)
     if dry_run:
         _show_plan(resolved, console)
     else:

@@ -72,7 +72,7 @@ def gates_planned(rows: Sequence[dict[str, Any]], total: int) -> Table:
 def changes(before: Report, now: Report) -> tuple[RenderableType, ...]:
     """Return what another choice of thresholds changed, on the test samples."""
     base = before.accuracies[0]
-    shown = table(["", "no gates" if now.gating else "no exits", "before", "now"])
+    shown = table(["", "original", "before", "now"])
     both = (before, now)
     accuracies = [report.accuracies[1] for report in both]
     shown.add_row("Accuracy", percent(base, 2), *(percent(value, 2) for value in accuracies))

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,15 +124,15 @@ def macs_or_fraction(text: str | None, option: str) -> Budget | None:
     if text is None:
         return None
     found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([KMG]?)\s*", text, re.IGNORECASE)
-    try:
-        if found and found[2]:
-            return Budget(float(found[1]) * _PREFIXES[found[2].upper()], absolute=True)
-        return Budget.of(float(found[1]) if found else math.nan)
-    except UsageError as error:
-        raise UsageError(
-            f"{option} '{text.strip()}' is neither a fraction of the MACs nor a number of them",
-            f"Write {option} 0.6 to keep 60%, or {option} 45M for 45 million MACs a sample (K, M, G).",
-        ) from error
+    amount = float(found[1]) * _PREFIXES.get(found[2].upper(), 1) if found else math.nan
+    with suppress(UsageError):
+        budget = Budget.of(amount)
+        if found and (budget.absolute or not found[2]):  # 0.001K is no fraction
+            return budget
+    raise UsageError(
+        f"{option} '{text.strip()}' is neither a fraction of the MACs nor a number of them",
+        f"Write {option} 0.6 to keep 60%, or {option} 45M for 45 million a sample (K, M, G; 1K at least).",
+    )
 
 
 def budgets(text: str | None, option: str) -> list[Budget] | None:

@@ -30,7 +30,8 @@ class ExitHead(nn.Module):
         super().__init__()
         if min(channels, classes, pool) < 1:
             raise UsageError(
-                f"an exit head needs positive sizes, got channels={channels}, classes={classes}, pool={pool}"
+                f"an exit head needs positive sizes, got channels={channels}, classes={classes}, pool={pool}",
+                "Give whole numbers of at least 1.",
             )
         if channel_axis not in (1, -1):
             raise UsageError(f"channel_axis is {channel_axis}", "Use 1 for (N, C, ...), -1 for (N, ..., C).")

@@ -95,7 +95,10 @@ class MaskNet(nn.Module):
         """
         gates = self.linear.out_features
         if not kept or not all(0 <= place < gates for place in kept):
-            raise UsageError(f"there are {gates} gates, of which {list(kept)} cannot be kept")
+            raise UsageError(
+                f"there are {gates} gates, of which {list(kept)} cannot be kept",
+                f"Name some of 0 to {gates - 1}.",
+            )
         smaller = MaskNet(
             self.conv.in_channels,
             len(kept),

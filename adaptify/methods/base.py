@@ -136,6 +136,13 @@ class GatingMethod(Method[GatesT, TrainT]):
             ModelError: The network has no place for the gates.
         """
 
+    def check(self, model: Any) -> None:
+        """Refuse what no training can reach, before data are opened; `model` is as `fit` gets it.
+
+        Raises:
+            TargetError: The target is out of reach.
+        """
+
     @abstractmethod
     def fit(self, model: Any, data: Data, context: FitContext) -> Fit:
         """Train the network that `assembly.assemble` makes of the steps of `place`, in place."""

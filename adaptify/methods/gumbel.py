@@ -146,11 +146,18 @@ class Gumbel(GatingMethod[Gates, Train]):
             )
         return sites
 
+    def check(self, model: GatedModel) -> None:
+        """Refuse a target that is less than what no gate can close.
+
+        Raises:
+            TargetError: It is.
+        """
+        if self.train.measure == "macs":
+            model.gate_cost.check_target(self.train.target)
+
     def fit(self, model: GatedModel, data: Data, context: FitContext) -> GateFit:
         """Train the network and its gates together, towards the target."""
         cost = model.gate_cost
-        if self.train.measure == "macs":
-            cost.check_target(self.train.target)
         objective = GateObjective(
             cost,
             Target(self.train.target, self.train.target_schedule),

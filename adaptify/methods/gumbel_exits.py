@@ -78,23 +78,26 @@ class GumbelExits(GatingMethod[Gates, Train]):
             for site in choose_sites(traced, cost, options.sites)
         )
 
-    def fit(self, model: AdaptiveModel, data: Data, context: FitContext) -> ExitFit:
-        """Train network, classifiers and gates together.
+    def check(self, model: AdaptiveModel) -> None:
+        """Refuse a target that leaving at the first exit exceeds.
 
         Raises:
-            TargetError: Leaving at the first exit takes more than the target.
+            TargetError: It does.
         """
-        settings = self.train
-        macs = model.exit_macs(ThresholdPolicy((0.0,) * len(model.exits), GATE))
-        least = macs[0] / model.cost.total
-        if settings.target < least:
+        target = self.train.target
+        least = _macs(model)[0] / model.cost.total
+        if target < least:
             raise TargetError(
-                f"train.target={settings.target:g} is out of reach: a sample that leaves at the first exit, "
+                f"train.target={target:g} is out of reach: a sample that leaves at the first exit, "
                 f"{model.exits[0].site.name}, takes {least:.1%} of the MACs",
                 "Ask for more, or put a smaller exit (gates.width) earlier in the network (--sites).",
             )
+
+    def fit(self, model: AdaptiveModel, data: Data, context: FitContext) -> ExitFit:
+        """Train network, classifiers and gates together."""
+        settings = self.train
         objective = LearnedExitsObjective(
-            macs,
+            _macs(model),
             model.cost.total,
             settings.target,
             weight=settings.compute_weight,
@@ -103,3 +106,8 @@ class GumbelExits(GatingMethod[Gates, Train]):
             distillation=distil_from_backbone(settings.distill, model, context.device),
         )
         return train_exits(model, data, settings, objective, context, score=GATE)
+
+
+def _macs(model: AdaptiveModel) -> tuple[int, ...]:
+    """MACs of a sample that leaves at each exit, the gates that decide it included."""
+    return tuple(model.exit_macs(ThresholdPolicy((0.0,) * len(model.exits), GATE)))

@@ -106,11 +106,18 @@ class LcNet(GatingMethod[Gates, Train]):
             PlaceSaliences(execution=self.gates.execution, sites=tuple(gate_place(site) for site in sites)),
         )
 
+    def check(self, model: GatedModel) -> None:
+        """Refuse a target that is less than what no salience can close.
+
+        Raises:
+            TargetError: It is.
+        """
+        if self.train.target is not None:
+            model.gate_cost.check_target(self.train.target)
+
     def fit(self, model: GatedModel, data: Data, context: FitContext) -> GateFit:
         """Train the network and its saliences together."""
         cost, settings = model.gate_cost, self.train
-        if settings.target is not None:
-            cost.check_target(settings.target)
         of_layers = [site.position == "layer" for site in model.sites for _ in range(site.gates)]
         objective = SalienceObjective(
             cost,

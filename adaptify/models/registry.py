@@ -65,7 +65,10 @@ class Architecture:
         """
         source, name = _split(self.name)
         if not source.knows(name):  # it may come from a file
-            raise UsageError(f"unknown architecture '{self.name}'")
+            raise UsageError(
+                f"unknown architecture '{self.name}'",
+                "The file was made where it is known: install the package that it was made with.",
+            )
         return source.build(name, self.kwargs)
 
     def build_meta(self) -> nn.Module:
@@ -122,7 +125,10 @@ class Architecture:
                 raise ValueError("mean and std have to be given for every channel")
             return cls(str(value["name"]), dict(value["kwargs"]), spec)
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"not the description of an architecture: {error}") from error
+            raise ModelError(
+                f"not the description of an architecture: {error}",
+                "The file is damaged, or no version of adaptify wrote it: make it again.",
+            ) from error
 
 
 def resolve(name: str, kwargs: Mapping[str, Any] = _NO_KWARGS, *, file: str = "") -> Architecture:
@@ -140,14 +146,20 @@ def resolve(name: str, kwargs: Mapping[str, Any] = _NO_KWARGS, *, file: str = ""
     try:
         given = json.loads(json.dumps(dict(kwargs)))
     except (TypeError, ValueError) as error:
-        raise UsageError(f"arguments of {name} have to be JSON values: {error}") from error
+        raise UsageError(
+            f"arguments of {name} have to be JSON values: {error}",
+            "Give numbers, texts, lists and dictionaries of them.",
+        ) from error
     source, bare = _find(name)
     full = f"{source.prefix}:{bare}" if source.prefix else bare
     arguments = {**source.defaults(bare), **given}
     try:
         spec = source.input(bare, arguments, file)
     except (TypeError, ValueError, IndexError) as error:
-        raise UsageError(f"arguments {given} do not suit {full}: {error}") from error
+        raise UsageError(
+            f"arguments {given} do not suit {full}: {error}",
+            "Check their names and values (--arch-kwargs) against the builder's.",
+        ) from error
     return Architecture(full, arguments, spec)
 
 

@@ -102,4 +102,7 @@ def refuse(kwargs: Kwargs, reserved: frozenset[str], label: str) -> None:
     """
     for key in kwargs:
         if key in reserved:
-            raise UsageError(f"{label} is built without weights of its own: '{key}' cannot be given")
+            raise UsageError(
+                f"{label} is built without weights of its own: '{key}' cannot be given",
+                "Leave it out: the weights come from the checkpoint.",
+            )

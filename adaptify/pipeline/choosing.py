@@ -153,6 +153,7 @@ def plan_gates(recipe: Recipe, network: Network) -> tuple[GatedModel, tuple[Step
         )
     if recipe.prune.target is not None:
         model.gate_cost.check_target(recipe.prune.target)
+    method.check(model)
     return model, steps
 
 

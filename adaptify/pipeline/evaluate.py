@@ -13,7 +13,7 @@ from torch import Tensor
 from adaptify import artifact
 from adaptify.assembly import Adapted
 from adaptify.data import Data, check_labels
-from adaptify.errors import UsageError
+from adaptify.errors import TargetError, UsageError
 from adaptify.input_spec import InputSpec
 from adaptify.models.registry import Architecture
 from adaptify.pipeline import folder
@@ -23,8 +23,10 @@ from adaptify.recipe import DataSection, ModelSection, resolve
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.budget import Budget
 from adaptify.runtime.device import pick_device
+from adaptify.runtime.gate_policy import Policy
 from adaptify.runtime.gated import GatedModel
 from adaptify.runtime.optimize import optimize
+from adaptify.runtime.policy import ThresholdPolicy
 from adaptify.runtime.skipping.model import SkippingModel
 from adaptify.training.evaluate import evaluate
 from adaptify.training.gate_records import observe_gates
@@ -73,6 +75,23 @@ class BudgetResult:
 
 
 @dataclass(frozen=True)
+class MissedBudget:
+    """A budget that is less than the network can do with.
+
+    Attributes:
+        asked: The budget, as in `BudgetResult`.
+        absolute: Likewise.
+        reason: What is out of reach.
+        hint: What can be reached, and how to come further.
+    """
+
+    asked: float
+    absolute: bool
+    reason: str
+    hint: str
+
+
+@dataclass(frozen=True)
 class Result:
     """What a network did on the test samples.
 
@@ -85,7 +104,8 @@ class Result:
         base_macs: MACs per sample of the network without exits.
         seconds: Time of the network alone.
         exits: One row per exit and the output.
-        budgets: What came of each budget that was asked for.
+        budgets: What came of each budget that was asked for and can be reached.
+        missed: Those that cannot.
     """
 
     target: str
@@ -97,6 +117,7 @@ class Result:
     seconds: float
     exits: tuple[ExitResult, ...]
     budgets: tuple[BudgetResult, ...] = ()
+    missed: tuple[MissedBudget, ...] = ()
 
 
 def evaluate_target(
@@ -125,7 +146,7 @@ def evaluate_target(
     Raises:
         UsageError: The data is missing or does not fit, or the network knows no budgets.
         ModelError: The target cannot be loaded.
-        TargetError: A budget is less than the network can do with.
+        TargetError: Every budget is less than the network can do with.
     """
     where = pick_device(device)
     recipe_file = target / folder.RECIPE
@@ -134,7 +155,7 @@ def evaluate_target(
     if data is None or not data.source:
         raise UsageError(f"no data to evaluate {target} on", "Say which images: --data FOLDER.")
     network, spec = open_target(target, model, data, trust_code)
-    policies = [network.policy_within(budget) for budget in budgets]
+    policies, missed = _policies(network, budgets)
     opened = open_section(data, spec, progress=progress)
     check_labels(opened, network.num_classes)
     # Gates that are the same for all samples leave nothing to skip at run time.
@@ -142,7 +163,7 @@ def evaluate_target(
     runs = network.to(where) if is_static else optimize(network, where)
     found = _measure(runs, opened, batch_size, where, progress)
     rows = []
-    for budget, policy in zip(budgets, policies, strict=True):
+    for budget, policy in policies:
         runs.policy = policy
         seen = _measure(runs, opened, batch_size, where, progress)
         rows.append(
@@ -166,7 +187,23 @@ def evaluate_target(
         seconds=found.seconds,
         exits=found.exits,
         budgets=tuple(rows),
+        missed=tuple(missed),
     )
+
+
+def _policies(
+    network: Adapted, budgets: Sequence[Budget]
+) -> tuple[list[tuple[Budget, Policy | ThresholdPolicy]], list[MissedBudget]]:
+    """The policy for each budget, and the budgets that none keeps to; refuses where that is all of them."""
+    found, missed = [], []
+    for budget in budgets:
+        try:
+            found.append((budget, network.policy_within(budget)))
+        except TargetError as error:
+            missed.append(MissedBudget(budget.amount, budget.absolute, error.message, error.hint))
+    if missed and not found:
+        raise TargetError(missed[0].reason, missed[0].hint)
+    return found, missed
 
 
 @dataclass(frozen=True)

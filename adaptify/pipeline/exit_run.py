@@ -14,12 +14,13 @@ from adaptify.pipeline import folder
 from adaptify.pipeline.calibration import calibrate_model
 from adaptify.pipeline.job import Job, peak_memory
 from adaptify.pipeline.reporting import build_report, training_part
-from adaptify.recipe import CalibrateSection
+from adaptify.recipe import Recipe
 from adaptify.report.schema import Report
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.budget import Budget
 from adaptify.runtime.optimize import optimize
 from adaptify.runtime.policy import ThresholdPolicy
+from adaptify.settings import Section
 from adaptify.text import quantity
 from adaptify.training.evaluate import evaluate
 from adaptify.training.records import save_records
@@ -91,20 +92,25 @@ def _accuracy_before(job: Job) -> float:
     ).accuracy
 
 
-def check_target(target: CalibrateSection, model: AdaptiveModel) -> None:
+def check_target(recipe: Recipe, model: AdaptiveModel) -> None:
     """Refuse before the work what no training can reach.
+
+    Args:
+        recipe: What is asked for.
+        model: The network with its exits.
 
     Raises:
         UsageError: There are more or fewer thresholds than exits, or one of them costs more than it can save.
         TargetError: The first exit costs more than what may be kept.
     """
+    target = recipe.calibrate
     if target.thresholds is not None and len(target.thresholds) != len(model.exits):
         names = ", ".join(item.site.name for item in model.exits)
         raise UsageError(
             f"{len(target.thresholds)} thresholds for {len(model.exits)} exits",
             f"Give one per exit, in order: {names}.",
         )
-    _check_order(model)
+    _check_order(model, recipe.gates)
     cheapest = model.exit_macs()[0] / model.cost.total
     if target.max_macs is None:
         return
@@ -117,14 +123,20 @@ def check_target(target: CalibrateSection, model: AdaptiveModel) -> None:
         )
 
 
-def _check_order(model: AdaptiveModel) -> None:
+# What makes a head smaller, by the option of a method that does it.
+_SMALLER = {"width": "gates.width", "pool": "gates.pool", "head": "gates.head=linear"}
+
+
+def _check_order(model: AdaptiveModel, gates: Section) -> None:
+    options = ", ".join(word for name, word in _SMALLER.items() if name in type(gates).model_fields)
+    hint = f"Take a smaller head there ({options}), or other --sites." if options else "Take other --sites."
     macs = model.exit_macs(ThresholdPolicy((0.0,) * len(model.exits), model.policy.score))
     for item, here, later in zip(model.exits, macs, macs[1:], strict=False):
         if here >= later:
             raise UsageError(
                 f"leaving at {item.site.name} takes {quantity(here)} MACs, and going on to the next exit "
                 f"{quantity(later)}: it cannot pay",
-                "Take a smaller head there (gates.width, gates.pool, gates.head=linear), or other --sites.",
+                hint,
             )
 
 

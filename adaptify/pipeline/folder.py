@@ -244,7 +244,7 @@ def _reserve(stem: str, output: Path | None) -> NewRun:
 def _clear(run: NewRun) -> None:
     """Make room for a new run where one was killed; what it had trained is kept."""
     with _locked(run.work):
-        _leave(run, AdaptifyError("killed"), lambda folder: None)
+        _leave(run, AdaptifyError("killed", "Go on with --resume."), lambda folder: None)
 
 
 def _next_number(parent: Path, stem: str) -> int:

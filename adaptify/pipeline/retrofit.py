@@ -71,17 +71,19 @@ def preview(recipe: Recipe) -> Preview:
         AdaptifyError: Whatever makes the work impossible.
     """
     network = open_network(recipe.model, recipe.data, seed=recipe.run.seed)
-    steps = make_gating_method(recipe).place(network.traced, network.cost, classes_of(network))
+    method = make_gating_method(recipe)
+    steps = method.place(network.traced, network.cost, classes_of(network))
     # The network as it came is still needed: its accuracy stands beside that of the result.
     model = with_fresh_gates(recipe, network, steps).eval()
     adopted = adopt_gates(model, network)
     if isinstance(model, AdaptiveModel):
-        check_target(recipe.calibrate, model)
+        check_target(recipe, model)
     elif recipe.calibrate != CalibrateSection():
         raise UsageError(
             f"{recipe.method} has no exits whose thresholds could be chosen for an accuracy or for MACs",
             "Its gates are trained towards a part of the MACs: train.target=0.5.",
         )
+    method.check(model)
     return Preview(network, steps, model, adopted)
 
 
@@ -115,7 +117,11 @@ def retrofit(
     before = preview(recipe)
     network, model = before.network, before.model
     if network.placed:
-        progress.note("the exits that the network has are left out: new ones take their place")
+        progress.note(
+            "the network's own exits are trained on; the thresholds and the boosting of its run are not kept"
+            if network.traced.own_exits
+            else "the exits that the network has are taken out: new ones are put in"
+        )
     if before.adopted:
         progress.note("the network comes with these gates: they are trained on")
     elif network.gated is not None:

@@ -271,5 +271,8 @@ def _read(path: Path) -> Unfinished:
         beginning = Beginning.model_validate(value)
         recipe = recipe_type(str(beginning.recipe.get("method"))).model_validate(beginning.recipe)
     except (OSError, ValueError, AttributeError, ValidationError) as error:
-        raise UsageError(f"{file} is damaged: {str(error).splitlines()[0]}", "Start anew.") from error
+        raise UsageError(
+            f"{file} is damaged: {str(error).splitlines()[0]}",
+            "Start anew: the same command without --resume.",
+        ) from error
     return Unfinished(path, beginning, recipe)

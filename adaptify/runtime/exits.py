@@ -99,7 +99,10 @@ def branch(traced: Traced, exits: Sequence[Exit], own: Sequence[OwnExit]) -> Bra
         outputs = segments[index].outputs
         stuck = [name for name in outputs if not nodes[name].meta["batched"]]
         if stuck:
-            raise ModelError(f"rows cannot leave at {item.site.name}: {stuck[0]} is not split by sample")
+            raise ModelError(
+                f"rows cannot leave at {item.site.name}: {stuck[0]} is not split by sample",
+                "Choose another site: `adaptify inspect` lists them.",
+            )
         live, positions = len(segments[index + 1].inputs), tuple(map(outputs.index, names))
         place = (live, tuple(names), positions)
         if item.head is None:

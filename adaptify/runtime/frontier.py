@@ -12,6 +12,8 @@ from adaptify.errors import ModelError, TargetError, UsageError
 # Sums of float64 shares and means differ in their last bits; a target is not missed by those.
 _TOLERANCE = 1e-9
 
+_DAMAGED = "The file that holds it is damaged, or no version of adaptify wrote it: make the run again."
+
 
 @dataclass(frozen=True)
 class OperatingPoint:
@@ -55,7 +57,7 @@ class OperatingPoint:
                 exit_shares=tuple(float(share) for share in value["exit_shares"]),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"not an operating point: {value!r} ({error!r})") from error
+            raise ModelError(f"not an operating point: {value!r} ({error!r})", _DAMAGED) from error
 
 
 @dataclass(frozen=True)
@@ -149,4 +151,4 @@ class Frontier:
             points = tuple(OperatingPoint.from_json(point) for point in value["points"])
             return cls(points, float(value["base_accuracy"]), float(value["base_macs"]), value.get("policy"))
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"not a frontier: {error!r}") from error
+            raise ModelError(f"not a frontier: {error!r}", _DAMAGED) from error

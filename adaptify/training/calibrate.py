@@ -110,7 +110,10 @@ class Samples:
                 "Scores must be numbers: check the gate's weights and the input images for NaN.",
             )
         if not (np.isfinite(m).all() and (np.diff(m) >= 0).all()):
-            raise UsageError(f"the MACs up to each exit do not ascend: {m.tolist()}")
+            raise UsageError(
+                f"the MACs up to each exit do not ascend: {m.tolist()}",
+                "An exit that takes more than going on to the next one cannot pay: leave it out.",
+            )
         return cls(s, c, m)
 
     @property

@@ -94,7 +94,10 @@ class _Writer:
 
     def add(self, values: Mapping[str, Tensor], labels: Tensor) -> None:
         if len(self._labels) and values.keys() != self._sites.keys():
-            raise UsageError(f"features of {sorted(values)} follow features of {sorted(self._sites)}")
+            raise UsageError(
+                f"features of {sorted(values)} follow features of {sorted(self._sites)}",
+                "Add the features of the same sites for every batch.",
+            )
         for name, value in values.items():
             if value.dim() != 2 or len(value) != len(labels):
                 raise UsageError(
@@ -146,7 +149,10 @@ class _Writer:
             self._sites[name] = SiteRows.create(array.shape[1], array.dtype, self._new_file())
         rows = self._sites[name]
         if rows.width != array.shape[1]:
-            raise UsageError(f"features of '{name}' had width {rows.width} and now have {array.shape[1]}")
+            raise UsageError(
+                f"features of '{name}' had width {rows.width} and now have {array.shape[1]}",
+                "Give all images the same size.",
+            )
         if array.dtype == np.float32 and rows.dtype == np.float16:
             self._sites[name] = rows.copy_to(self._new_file(), array.dtype)
             rows.delete()

@@ -81,7 +81,8 @@ def train_linear_gates(
         )
     if min(classes, batch_size, lr) <= 0 or l2 < 0 or (epochs is not None and epochs < 1):
         raise UsageError(
-            f"cannot train with classes={classes}, batch_size={batch_size}, lr={lr}, l2={l2}, epochs={epochs}"
+            f"no training with classes={classes}, batch_size={batch_size}, lr={lr}, l2={l2}, epochs={epochs}",
+            "All but l2 have to be above 0.",
         )
     if not 0 <= int(cache.labels.min()) <= int(cache.labels.max()) < classes:
         raise UsageError(

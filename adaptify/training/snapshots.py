@@ -66,5 +66,7 @@ class Snapshots:
         try:
             tensors = load_file(self.path(which), device=device)
         except SafetensorError as error:
-            raise UsageError(f"{self.path(which)} is damaged: {error}", "Start anew.") from error
+            raise UsageError(
+                f"{self.path(which)} is damaged: {error}", "Start anew: the same command without --resume."
+            ) from error
         model.load_state_dict(tensors, strict=False)

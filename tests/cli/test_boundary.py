@@ -39,11 +39,6 @@ def test_each_kind_of_error_has_its_exit_code_and_two_lines(
     assert shown.out == ""
 
 
-def test_an_error_without_a_hint_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert boundary.run(raising(UsageError("no"))) == 2
-    assert capsys.readouterr().err == "error: no\n"
-
-
 def test_names_in_errors_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     boundary.run(raising(ModelError("cannot read a\x1b[2J.pth", "see\nbelow\x07")))
     text = capsys.readouterr().err

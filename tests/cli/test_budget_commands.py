@@ -171,7 +171,7 @@ def test_calibrating_moves_the_run(home: Path, cli: Cli, data: Data) -> None:
         ).thresholds[0]
     )
     rows = [line.split() for line in back.out.splitlines()]
-    assert ["no", "gates", "before", "now"] in rows
+    assert ["original", "before", "now"] in rows
     assert any(row[:3] == ["Threshold", "of", "gates"] for row in rows)
     assert max(map(len, back.out.splitlines())) <= 80
 

@@ -113,11 +113,23 @@ def test_the_table_of_budgets_fits_a_terminal(home: Path, cli: Cli) -> None:
     assert max(map(len, said.out.splitlines())) <= 80
 
 
+def test_budgets_that_can_be_reached_are_shown_beside_one_that_cannot(home: Path, cli: Cli) -> None:
+    said = cli("evaluate", RUN, "--budget", "0.6,0.001,0.5", "--json")
+    assert said.code == 5
+    assert [row["asked"] for row in said.json["budgets"]] == [0.6, 0.5]
+    (missed,) = said.json["missed"]
+    assert (missed["asked"], missed["absolute"]) == (0.001, False)
+    assert said.err.splitlines()[-2].startswith("error: no thresholds bring the mean MACs down to 0.1%")
+    assert said.err.splitlines()[-1].startswith("  The cheapest point keeps ")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
         ([str(RUN), "--budget", "0.5,half"], 2, "--budget 'half' is neither a fraction of the MACs"),
-        ([str(RUN), "--budget", "0.5,0.001"], 5, "down to 0.1% of the network's"),
+        ([str(RUN), "--budget", "0.002,0.001"], 5, "down to 0.2% of the network's"),
+        ([str(RUN), "--budget", "0.5K"], 2, "--budget '0.5K' is neither a fraction of the MACs"),
+        ([str(RUN), "--budget", "0.001K"], 2, "--budget '0.001K' is neither a fraction of the MACs"),
         ([str(RUN), "--budget", "1K"], 5, "The cheapest point keeps"),
         (["digits.pt", "--data", "digits", "--budget", "0.5"], 2, "it carries no frontier"),
     ],

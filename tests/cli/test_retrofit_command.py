@@ -328,7 +328,7 @@ def test_a_wrong_word_is_not_blamed_on_the_recipe(home: Path, cli: Cli) -> None:
 def test_a_run_can_be_retrofitted_again(home: Path, cli: Cli) -> None:
     said = cli("retrofit", RUN, "--data", "digits", "--sites", "layer2", "-o", "out", "--json", QUICK)
     assert said.code == 0
-    assert "the exits that the network has are left out" in said.err
+    assert "the exits that the network has are taken out" in said.err
     assert [row["name"] for row in said.json["exits"]] == ["layer2", "output"]
     assert said.json["before"]["accuracy"] == read_report(home / RUN)["before"]["accuracy"]
 

@@ -80,7 +80,7 @@ def test_an_exit_that_is_never_taken_has_many_names(word: str) -> None:
         ("2", 2.0, False),
         ("1000", 1000.0, True),
         ("1.5 g", 1.5e9, True),
-        ("0.8K", 800.0, True),
+        ("1.2K", 1200.0, True),
     ],
 )
 def test_a_budget_is_a_fraction_or_macs(text: str, amount: float, absolute: bool) -> None:

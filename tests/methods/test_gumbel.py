@@ -50,6 +50,7 @@ def fitted(
     torch.manual_seed(seed)
     model = assemble(traced, method.place(traced, CostModel(traced), 10))
     assert isinstance(model, GatedModel)
+    method.check(model)
     fit = method.fit(model, data, FitContext(torch.device("cpu"), 256, seed, folder, folder))
     return model, fit
 

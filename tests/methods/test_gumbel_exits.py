@@ -54,6 +54,7 @@ def fitted(
     model = placed(network, gates)
     options = {"batch_size": 64, "gate_lr": 0.1, **train}
     method = GumbelExits(Gates.model_validate(gates), Train.model_validate(options))
+    method.check(model)
     return model, method.fit(model, data, FitContext(torch.device("cpu"), 256, 0, folder, folder))
 
 

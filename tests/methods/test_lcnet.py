@@ -163,6 +163,7 @@ def fitted(
     """Place and train saliences on a copy of `network`."""
     model = placed(trace(copy.deepcopy(network), DIGITS.input.shape), **gates)
     method = LcNet(Gates.model_validate(gates), Train.model_validate({"batch_size": 32, **train}))
+    method.check(model)
     return model, method.fit(model, data, FitContext(CPU, 256, 0, folder, folder))
 
 

@@ -48,8 +48,8 @@ def test_what_is_stopped_keeps_what_was_trained(tmp_path: Path) -> None:
 
 
 def test_what_would_fail_again_is_not_recommended(tmp_path: Path) -> None:
-    assert stopped(tmp_path / "run", AdaptifyError("the loss is not finite")) == []
-    full = AdaptifyError("cannot write")
+    assert stopped(tmp_path / "run", AdaptifyError("the loss is not finite", "Lower it.")) == []
+    full = AdaptifyError("cannot write", "Free some space.")
     full.__cause__ = OSError("disk full")
     assert stopped(tmp_path / "run", full) == [tmp_path / "run.unfinished2"]
 
