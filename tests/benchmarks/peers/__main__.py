@@ -1,7 +1,7 @@
 """Beside other tools, on the same checkpoint and images, in one run.
 
     python -m tests.benchmarks.peers exits  --checkpoint resnet56.th --data FOLDER     earlyon 0.3.0
-    python -m tests.benchmarks.peers speed  --network torchvision:resnet18             earlyon 0.3.0
+    python -m tests.benchmarks.peers speed  --networks torchvision:resnet18            earlyon 0.3.0
     python -m tests.benchmarks.peers pruned --checkpoint resnet56.th --data FOLDER     Torch-Pruning 1.6.1
 
 `exits` and `pruned` compare accuracy at equal MACs, seconds to get there, and time; `speed` compares time

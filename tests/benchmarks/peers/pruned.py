@@ -18,8 +18,8 @@ from adaptify.graph.trace import trace
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.optimize import optimize
 from adaptify.training.options import LoopOptions
-from tests.benchmarks.peers.exits import _all
-from tests.benchmarks.pruning.accuracy import _pruners, _tuned
+from tests.benchmarks.peers.times import run_all
+from tests.benchmarks.pruning.accuracy import pruners, tuned
 from tests.benchmarks.pruning.markdown import print_head, print_row
 from tests.benchmarks.timing import interleaved, median_ratio
 
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     print_head(title, ["pruned by", "MACs kept", "seconds", "accuracy", *sizes])
     images = torch.randn(arguments.images, *shape, generator=torch.Generator().manual_seed(0))
     static = optimize(AdaptiveModel(whole).eval())
-    for name, prune in _pruners(arguments, data):
+    for name, prune in pruners(arguments, data):
         if arguments.ours not in name and not (name.startswith("Torch") and arguments.theirs in name):
             continue
         started = time.perf_counter()
@@ -60,9 +60,9 @@ def run(arguments: argparse.Namespace) -> None:
         cells = []
         with torch.inference_mode():
             for size in arguments.batch_sizes:
-                ways = [partial(_all, way, images.split(size)) for way in (fast, static)]
+                ways = [partial(run_all, way, images.split(size)) for way in (fast, static)]
                 seconds = interleaved(ways, arguments.rounds, 1, clock=arguments.clock)
                 cells.append(f"{median_ratio(*seconds):.3f}")
-        accuracy = _tuned(network, data, options, torch.device("cpu"), 0) if arguments.epochs else None
+        accuracy = tuned(network, data, options, torch.device("cpu"), 0) if arguments.epochs else None
         told = "-" if accuracy is None else f"{accuracy:.2%}"
         print_row([name, f"{kept:.3f}", f"{pruning:.2f}", told, *cells])

@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
         title = f"{loaded.architecture.name}, {before:.2%} before; {arguments.epochs} epochs"
         trained = [f"seed {seed}" for seed in seeds]
         print_head(title, ["pruned by", "MACs kept", "not trained", *trained, "mean"])
-        for name, prune in _pruners(arguments, data):
+        for name, prune in pruners(arguments, data):
             if not any(part in name for part in arguments.only.split(",")):
                 continue
             accuracies = []
@@ -80,12 +80,12 @@ def run(arguments: argparse.Namespace) -> None:
                 network = prune(loaded.module.cpu().eval(), shape)
                 kept = CostModel(trace(network, shape)).total / whole
                 untrained = top1(network.to(device), data.test, device)
-                accuracies.append(_tuned(network, data, options, device, seed))
+                accuracies.append(tuned(network, data, options, device, seed))
             cells = [f"{accuracy:.2%}" for accuracy in (untrained, *accuracies)]
             print_row([name, f"{kept:.3f}", *cells, f"{statistics.mean(accuracies):.2%}"])
 
 
-def _tuned(network: nn.Module, data: Data, options: LoopOptions, device: torch.device, seed: int) -> float:
+def tuned(network: nn.Module, data: Data, options: LoopOptions, device: torch.device, seed: int) -> float:
     """Accuracy on the test images after training."""
     with tempfile.TemporaryDirectory() as folder:
         train(
@@ -100,7 +100,7 @@ def _tuned(network: nn.Module, data: Data, options: LoopOptions, device: torch.d
     return top1(network, data.test, device)
 
 
-def _pruners(arguments: argparse.Namespace, data: Data) -> Iterator[tuple[str, Pruner]]:
+def pruners(arguments: argparse.Namespace, data: Data) -> Iterator[tuple[str, Pruner]]:
     from tests.benchmarks.pruning import theirs
 
     def taylor(channels: Channels) -> dict[str, torch.Tensor]:
