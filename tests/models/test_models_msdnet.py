@@ -5,6 +5,7 @@ import json
 import exit_costs
 import pytest
 import torch
+from multi_scale_nets import images, small_msdnet
 from torch import nn
 
 from adaptify.checkpoint.architecture import find_architecture
@@ -13,20 +14,8 @@ from adaptify.errors import UsageError
 from adaptify.graph.cost import CostModel
 from adaptify.graph.trace import trace
 from adaptify.models import msdnet
-from adaptify.models.msdnet import DenseRow, MSDNet, MSDNetConfig, digits_msdnet
+from adaptify.models.msdnet import DenseRow, digits_msdnet
 from adaptify.models.registry import Architecture, resolve
-
-# All kinds of rows, small enough to be run often.
-SMALL = {"blocks": 4, "channels": 4, "growth": 2, "head_channels": 8, "num_classes": 5}
-
-
-def small(**changes) -> MSDNet:
-    torch.manual_seed(0)
-    return MSDNet(MSDNetConfig(**{**SMALL, **changes}))
-
-
-def images(count=2, channels=3, height=32, width=32) -> torch.Tensor:
-    return torch.randn(count, channels, height, width, generator=torch.Generator().manual_seed(1))
 
 
 def test_macs_are_those_of_the_published_table():
@@ -70,50 +59,8 @@ def test_classifiers_are_at_the_depths_of_the_paper(build, depths):
     assert [sum(layers[: index + 1]) for index in range(len(layers))] == depths
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 40), (19, 33), (8, 8)])
-def test_every_exit_gives_logits_for_images_of_any_size(height, width, training):
-    logits = small().train(training)(images(3, height=height, width=width))
-    assert isinstance(logits, tuple)
-    assert [tuple(exit_.shape) for exit_ in logits] == [(3, 5)] * 4
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_the_graph_computes_what_the_network_computes(training):
-    model = small().train(training)
-    outputs = exit_costs.Outputs(trace(model, (3, 32, 32)))
-    expected = model(images())
-    outputs.run(images())
-    assert all(torch.equal(a, b) for a, b in zip(outputs.logits, expected, strict=True))
-
-
-def test_what_runs_before_a_classifier_is_what_it_needs():
-    traced = trace(small(), (3, 32, 32))
-    nodes = list(traced.graph.nodes)
-    for logits, needed in zip(exit_costs.exits(traced), exit_costs.needed(traced), strict=True):
-        assert set(nodes[: nodes.index(logits) + 1]) == needed
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"step": 1, "base": 1},
-        # Of these, the last layers cannot hand all that the rule of the paper keeps to the last classifier.
-        {"blocks": 2, "base": 2},
-        {"blocks": 3, "base": 1, "factors": [1, 2, 4, 4], "bottlenecks": [1, 2, 4, 4]},
-        {"blocks": 2, "base": 1, "factors": [1], "bottlenecks": [1]},
-        {"stem": "large", "head_channels": None, "reduction": 1},
-    ],
-)
-def test_gradients_reach_all_parameters(changes):
-    model = small(**changes)
-    sum(logits.square().sum() for logits in model(images())).backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()] == []
-
-
 def test_an_exit_does_not_depend_on_what_comes_after():
-    model = small().eval()
+    model = small_msdnet().eval()
     before = model(images())
     with torch.no_grad():
         for module in (*model.blocks[2:], *model.classifier[2:]):

@@ -5,25 +5,14 @@ import json
 import exit_costs
 import pytest
 import torch
+from multi_scale_nets import images, small_ranet
 from torch import nn
 
 from adaptify.errors import UsageError
 from adaptify.graph.cost import CostModel
 from adaptify.graph.trace import trace
 from adaptify.models import ranet
-from adaptify.models.ranet import RANet, RANetConfig
 from adaptify.models.registry import Architecture, resolve
-
-SMALL = {"channels": 4, "growth": 4, "step": 2, "head_channels": 8, "num_classes": 5}
-
-
-def small(**changes) -> RANet:
-    torch.manual_seed(0)
-    return RANet(RANetConfig(**{**SMALL, **changes}))
-
-
-def images(count=2, channels=3, height=32, width=32) -> torch.Tensor:
-    return torch.randn(count, channels, height, width, generator=torch.Generator().manual_seed(1))
 
 
 def test_macs_are_those_of_the_published_table():
@@ -57,51 +46,10 @@ def test_named_networks_have_the_exits_and_layers_of_the_paper(build, exits, lay
     assert [len(block.layers) for block in model.scale_flows[-1]] == layers
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 40), (19, 33), (8, 8)])
-def test_every_exit_gives_logits_for_images_of_any_size(height, width, training):
-    logits = small().train(training)(images(3, height=height, width=width))
-    assert isinstance(logits, tuple)
-    assert [tuple(exit_.shape) for exit_ in logits] == [(3, 5)] * 8
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_the_graph_computes_what_the_network_computes(training):
-    model = small().train(training)
-    outputs = exit_costs.Outputs(trace(model, (3, 32, 32)))
-    expected = model(images())
-    outputs.run(images())
-    assert all(torch.equal(a, b) for a, b in zip(outputs.logits, expected, strict=True))
-
-
-def test_what_runs_before_a_classifier_is_what_it_needs():
-    traced = trace(small(), (3, 32, 32))
-    nodes = list(traced.graph.nodes)
-    for logits, needed in zip(exit_costs.exits(traced), exit_costs.needed(traced), strict=True):
-        assert set(nodes[: nodes.index(logits) + 1]) == needed
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"growing": True},
-        {"blocks": 1, "block_step": 1, "step": 1},
-        {"scales": [1], "factors": [2], "bottlenecks": [2]},
-        {"scales": [1, 1, 2], "factors": [2, 2, 1], "bottlenecks": [2, 2, 1]},
-        {"stem": "large", "head_channels": None, "reduction": 0.7},
-    ],
-)
-def test_gradients_reach_all_parameters(changes):
-    model = small(**changes)
-    sum(logits.square().sum() for logits in model(images())).backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()] == []
-
-
 @pytest.mark.parametrize("scales", [[1, 2, 3], [1, 2, 2, 3], [1, 2, 3, 3], [1, 2, 3, 4], [1, 1, 2]])
 def test_every_classifier_sees_the_lowest_resolution(scales):
     factors = [1] * len(scales)
-    model = small(scales=scales, factors=factors, bottlenecks=factors)
+    model = small_ranet(scales=scales, factors=factors, bottlenecks=factors)
     seen = []
     for classifier in model.classifier:
         classifier.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[2:]))
@@ -111,7 +59,7 @@ def test_every_classifier_sees_the_lowest_resolution(scales):
 
 
 def test_an_exit_does_not_depend_on_what_comes_after():
-    model = small().eval()
+    model = small_ranet().eval()
     before = model(images())
     with torch.no_grad():
         for module in (*model.scale_flows[2:], *model.classifier[4:]):
@@ -122,7 +70,7 @@ def test_an_exit_does_not_depend_on_what_comes_after():
 
 
 def test_a_sub_network_is_fused_with_the_one_before():
-    model = small().eval()
+    model = small_ranet().eval()
     before = model(images())
     with torch.no_grad():
         for parameter in model.scale_flows[0][0].parameters():
