@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptify.runtime.allocator import describe_allocator
+from adaptify.runtime.machine import cache_folder
 from adaptify.version import VERSION
 
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "onnx", "onnxruntime")
@@ -20,7 +21,8 @@ def describe_environment() -> dict[str, Any]:
 
     Returns:
         `versions` (package name to version or `None`), `platform`, `cpu` (model, logical cores, cores this
-        process may use, torch threads), `memory_bytes`, `gpus` (names), `allocator`.
+        process may use, torch threads), `memory_bytes`, `gpus`, `allocator`, `cache` (where measurements of
+        this machine are kept). Nothing in it names the user: the home folder is `~`.
     """
     import torch
 
@@ -38,7 +40,15 @@ def describe_environment() -> dict[str, Any]:
         "memory_bytes": _memory(),
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
         "allocator": describe_allocator(),
+        "cache": _without_home(cache_folder()),
     }
+
+
+def _without_home(path: Path) -> str:
+    try:
+        return str(Path("~") / path.absolute().relative_to(Path.home()))
+    except (ValueError, RuntimeError):  # it is elsewhere, or there is no home
+        return str(path)
 
 
 def _version(package: str) -> str | None:

@@ -6,10 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from adaptify.errors import RecipeError, did_you_mean
-from adaptify.settings import CoreLoader
 
 _HERE = Path(__file__).parent
 # Inside the package once it is installed; beside it in a checkout.
@@ -63,6 +60,10 @@ def find_recipe(name_or_path: str | os.PathLike[str]) -> Path:
 
 def list_recipes() -> list[Listed]:
     """Return the recipes that come with adaptify, in the order of their names."""
+    import yaml
+
+    from adaptify.settings import CoreLoader
+
     listed = []
     for name in recipe_names():
         text = (FOLDER / f"{name}{_SUFFIX}").read_text(encoding="utf-8")

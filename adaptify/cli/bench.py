@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from adaptify.cli import completion
 from adaptify.cli.options import (
     Arch,
     ArchKwargs,
@@ -35,6 +36,7 @@ def bench(
             show_default=False,
             help="What to compare with: a run folder, an artifact or a checkpoint. Without it: what the run "
             "started from.",
+            autocompletion=completion.runs,
         ),
     ] = None,
     batch_sizes: Annotated[

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 def env(json: Json = False) -> None:
     """Show what adaptify runs on, for bug reports.
 
-    Versions, processor, memory, GPU and allocator: what measurements depend on.
+    Versions, processor, threads, memory, GPU, allocator and cache: what measurements depend on. Nothing in it
+    names you.
 
     \b
     Examples:
@@ -49,7 +50,7 @@ def _table(facts: dict[str, Any]) -> Table:
         ("gpu", f"{gpu['name']}, {memory(gpu['memory_bytes'])}, capability {gpu['compute_capability']}")
         for gpu in facts["gpus"]
     ] or [("gpu", "none")]
-    rows.append(("allocator", facts["allocator"]))
+    rows += [(name, facts[name]) for name in ("allocator", "cache")]
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
     for name, value in rows:
         table.add_row(Text(name, style="bold"), Text(printable(value)))

@@ -36,5 +36,6 @@ def make_group() -> typer.Typer:
         cls=Group,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        # Longer lines are harder to read, however wide the terminal is.
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )

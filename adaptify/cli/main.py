@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -27,23 +28,23 @@ from adaptify.cli.group import make_group
 from adaptify.cli.signals import stoppable
 from adaptify.version import VERSION
 
-_THE_WAY = """\
-adaptify makes a pretrained network spend less compute, and shows what that saved.
+_INTRODUCTION = "adaptify makes a pretrained network spend less compute, and shows what that saved."
 
-The way through:
-  adaptify demo                                      all of it on a small example, in two minutes
-  adaptify inspect  model.pth                        what is in the network, and where gates can go
-  adaptify retrofit model.pth --method dgate --data FOLDER
-                                                     put gates in and train them
-  adaptify prune    model.pth --target 0.4           or take channels out, and keep 40% of the MACs
-  adaptify calibrate --max-drop 0.5                  choose again between accuracy and compute
-  adaptify evaluate --data FOLDER                    run it, really skipping
-  adaptify report                                    tables, and a page to show
-  adaptify export --format onnx                      and a file that runs without adaptify
+# What is typed, and what it is for, in the order in which it is done.
+_THE_WAY = (
+    ("demo", "all of it on a small example, in two minutes"),
+    ("inspect   model.pth", "what is in the network, and where gates can go"),
+    ("retrofit  model.pth --data FOLDER", "put exits or gates in, and train them"),
+    ("calibrate --max-drop 0.5", "choose again between accuracy and compute"),
+    ("prune     model.pth --target 0.5", "or take channels out: keep half of the MACs"),
+    ("evaluate", "run the newest run, really skipping"),
+    ("report", "what was saved: tables, and a page to show"),
+    ("export    --format onnx", "a file that runs without adaptify"),
+)
 
-Commands after `retrofit` take the newest run when none is named.
-`adaptify --help` lists every command, `adaptify COMMAND --help` explains one.
-"""
+_MORE = """\
+Commands without a run take the newest one.
+`adaptify --help` lists every command, `adaptify COMMAND --help` explains one."""
 
 
 app = make_group()
@@ -68,20 +69,30 @@ def _adaptify(
     Start with `adaptify demo`, or with `adaptify inspect` on a checkpoint of your own.
     """
     if context.invoked_subcommand is None:
-        print(_THE_WAY, end="")
+        print(_the_way(colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+
+
+def _the_way(*, colour: bool) -> str:
+    bold, plain = ("\033[1m", "\033[0m") if colour else ("", "")
+    width = max(len(command) for command, _ in _THE_WAY)
+    rows = [f"  {bold}adaptify {command:{width}}{plain}  {purpose}" for command, purpose in _THE_WAY]
+    return "\n".join([_INTRODUCTION, "", "The way through:", *rows, "", _MORE])
 
 
 # In the order in which they are used; `--help` lists them so.
-app.command("demo")(demo.demo)
-app.command("inspect")(inspect.inspect)
-app.command("retrofit")(retrofit.retrofit)
-app.command("prune")(prune.prune)
-app.command("calibrate")(calibrate.calibrate)
-app.command("evaluate")(evaluate.evaluate)
-app.command("bench")(bench.bench)
-app.command("report")(report.report)
-app.command("export")(export.export)
-app.command("env")(env.env)
+for _command, _summary in (
+    (demo.demo, "Go the whole way on a small example."),
+    (inspect.inspect, "Show what is in a network, and where gates can go."),
+    (retrofit.retrofit, "Put gates into a pretrained network and train them."),
+    (prune.prune, "Take channels or blocks out of a network for good."),
+    (calibrate.calibrate, "Choose again between accuracy and compute."),
+    (evaluate.evaluate, "Run a network over test images, and measure it."),
+    (bench.bench, "Measure how long a network takes."),
+    (report.report, "Show what a run saved, or compare runs."),
+    (export.export, "Write a file that runs without adaptify."),
+    (env.env, "Show what adaptify runs on, for bug reports."),
+):
+    app.command(_command.__name__, short_help=_summary)(_command)
 app.add_typer(recipes.recipes, name="recipes")
 
 

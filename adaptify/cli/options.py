@@ -14,6 +14,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from adaptify.cli import completion
+
 # --- What to work on ---
 
 Checkpoint = Annotated[
@@ -22,6 +24,7 @@ Checkpoint = Annotated[
         metavar="CKPT",
         show_default=False,
         help="Checkpoint of the pretrained network: .pt .pth .th .bin .ckpt .safetensors; or a run folder.",
+        autocompletion=completion.runs,
     ),
 ]
 RecipeCheckpoint = Annotated[
@@ -32,6 +35,7 @@ RecipeCheckpoint = Annotated[
         help="Checkpoint of the pretrained network: .pt .pth .th .bin .ckpt .safetensors. The name of "
         "an architecture instead (adaptify:msdnet_cifar100_anytime) starts from random weights. "
         "Without one: the recipe's.",
+        autocompletion=completion.runs,
     ),
 ]
 Target = Annotated[
@@ -41,11 +45,17 @@ Target = Annotated[
         show_default=False,
         help="Run folder, artifact (model.safetensors) or plain checkpoint. "
         "Without one: the newest run in runs/.",
+        autocompletion=completion.runs,
     ),
 ]
 Run = Annotated[
     Path | None,
-    typer.Argument(metavar="RUN", show_default=False, help="Run folder. Without one: the newest in runs/."),
+    typer.Argument(
+        metavar="RUN",
+        show_default=False,
+        help="Run folder. Without one: the newest in runs/.",
+        autocompletion=completion.runs,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -62,6 +72,7 @@ Arch = Annotated[
         metavar="NAME",
         help="Architecture: torchvision:resnet50, timm:NAME or package.module:callable. "
         "Without it: found by the tensors' names and shapes.",
+        autocompletion=completion.architectures,
     ),
 ]
 ArchKwargs = Annotated[
@@ -96,6 +107,7 @@ Data = Annotated[
         metavar="DATA",
         help="FOLDER (with train/ and val/, in them a folder per class), cifar10:FOLDER, cifar100:FOLDER, "
         "digits or fake:N.",
+        autocompletion=completion.data,
     ),
 ]
 ValSplit = Annotated[
@@ -158,6 +170,18 @@ Method = Annotated[
         "-m",
         metavar="METHOD",
         help="The method. Default: the recipe's, or dgate.",
+        autocompletion=completion.methods,
+    ),
+]
+PruneMethod = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        "-m",
+        metavar="METHOD",
+        help="The method. Default: the recipe's or the run's; of a checkpoint, gumbel with --data, and "
+        "importance without.",
+        autocompletion=completion.methods,
     ),
 ]
 Recipe = Annotated[
@@ -168,6 +192,7 @@ Recipe = Annotated[
         metavar="RECIPE",
         help="Settings to start from: a YAML file, as recipe.yaml in any run folder, or the name of a recipe "
         "that comes with adaptify, as dgate/resnet56_cifar10. Options come on top.",
+        autocompletion=completion.recipes,
     ),
 ]
 Sites = Annotated[

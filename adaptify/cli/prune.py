@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from adaptify.cli import completion
 from adaptify.cli.options import (
     Arch,
     ArchKwargs,
@@ -19,9 +20,9 @@ from adaptify.cli.options import (
     InputSize,
     Json,
     Mean,
-    Method,
     Output,
     Overrides,
+    PruneMethod,
     Quiet,
     Recipe,
     RecipeSeed,
@@ -45,9 +46,10 @@ def prune(
     checkpoint: Annotated[
         str | None,
         typer.Argument(
-            metavar="[CKPT|RUN]",
+            metavar="CKPT|RUN",
             show_default=False,
             help="Checkpoint of a pretrained network, or a run folder. Without one: the newest run in runs/.",
+            autocompletion=completion.runs,
         ),
     ] = None,
     words: Overrides = None,
@@ -62,7 +64,7 @@ def prune(
             "For a run with gates, none: whatever they leave.",
         ),
     ] = None,
-    method: Method = None,
+    method: PruneMethod = None,
     importance: Annotated[
         str | None,
         typer.Option(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from adaptify.cli import completion
 from adaptify.cli.group import make_group
 from adaptify.cli.options import Force, Json
 
@@ -18,6 +19,7 @@ Name = Annotated[
         metavar="NAME",
         show_default=False,
         help="A recipe that comes with adaptify, as `adaptify recipes ls` lists it, or a YAML file.",
+        autocompletion=completion.recipes,
     ),
 ]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adaptify.cli import completion
 from adaptify.cli.options import Json, Quiet, Verbose
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def report(
             metavar="RUN...",
             show_default=False,
             help="Run folder. Without one: the newest in runs/. Several are compared.",
+            autocompletion=completion.runs,
         ),
     ] = None,
     output: Annotated[

@@ -144,10 +144,22 @@ def test_env_in_json_is_pure_and_complete(capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr()
     facts = json.loads(shown.out)
     assert shown.err == ""
-    assert set(facts) == {"versions", "platform", "cpu", "memory_bytes", "gpus", "allocator"}
+    assert set(facts) == {"versions", "platform", "cpu", "memory_bytes", "gpus", "allocator", "cache"}
     assert facts["versions"]["torch"]
     assert facts["cpu"]["torch_threads"] >= 1
     assert facts["memory_bytes"] > 1 << 28
+
+
+def test_env_names_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "jane.doe"))
+    for folder, shown in (("jane.doe/.cache/adaptify", "~/.cache/adaptify"), ("elsewhere", "elsewhere")):
+        monkeypatch.setenv("ADAPTIFY_CACHE", str(tmp_path / folder))
+        assert main(["env", "--json"]) == 0
+        text = capsys.readouterr().out
+        assert json.loads(text)["cache"].endswith(shown)
+        assert "jane" not in text
 
 
 def test_env_for_people_fits_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
