@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar, cast
@@ -185,18 +186,41 @@ def register(method: _AnyMethod) -> _AnyMethod:
 
 
 def method_names() -> tuple[str, ...]:
-    """Names of all methods."""
-    return tuple(sorted(_METHODS))
+    """Names of all methods: those of adaptify, and those of installed packages."""
+    return tuple(sorted({*_METHODS, *_installed()}))
 
 
 def find_method(name: str) -> type[Method[Any, Any]]:
     """Return the method called `name`.
 
+    Packages make theirs known by an entry point of the group `adaptify.methods`; they are imported when they
+    are asked for.
+
     Raises:
-        UsageError: There is none.
+        UsageError: There is none, or what an installed package calls so is none.
     """
-    if name not in _METHODS:
+    if name in _METHODS:
+        return _METHODS[name]
+    point = _installed().get(name)
+    if point is None:
         raise UsageError(
-            f"unknown method '{name}'{did_you_mean(name, _METHODS)}", f"Methods: {', '.join(method_names())}."
+            f"unknown method '{name}'{did_you_mean(name, method_names())}",
+            f"Methods: {', '.join(method_names())}.",
         )
-    return _METHODS[name]
+    try:
+        found = point.load()
+    except Exception as error:
+        raise UsageError(
+            f"the method '{name}' cannot be imported from {point.value}: {type(error).__name__}: {error}",
+            "Repair or uninstall the package that brings it.",
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Method) and found.name == name):
+        raise UsageError(
+            f"{point.value}, which is installed as the method '{name}', is no method of that name",
+            "Let the entry point name a subclass of adaptify.methods.Method with this `name`.",
+        )
+    return register(found)
+
+
+def _installed() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group="adaptify.methods")}
