@@ -35,7 +35,15 @@ _Path = tuple[str, ...]
 
 
 class ModelSection(Section):
-    """Which network: the checkpoint, and its architecture where it cannot be found in the file."""
+    """Which network: the checkpoint, and its architecture where it cannot be found in the file.
+
+    Attributes:
+        checkpoint: A file, a run folder, or the name of an architecture, which starts from random weights.
+        arch: `torchvision:NAME`, `timm:NAME`, `adaptify:NAME` or `package.module:callable`; None: found by
+            the names and shapes of the tensors.
+        arch_kwargs: Arguments of the architecture.
+        trust_pickle: Whether code that the file names may be run.
+    """
 
     checkpoint: str
     arch: str | None = None
@@ -53,6 +61,8 @@ class DataSection(Section):
         input_size: Height and width, or None for the architecture's own.
         mean: Per channel, for pixels in [0, 1], or None for the architecture's own.
         std: Likewise.
+        workers: Processes that decode images; None: by the cores.
+        skip_corrupt: Whether unreadable images are left out, and do not refuse the data.
     """
 
     source: str
@@ -149,7 +159,19 @@ class PruneSection(Section):
 
 
 class Recipe(Section):
-    """All settings of one run."""
+    """All settings of one run.
+
+    Attributes:
+        version: Of the format of recipes.
+        method: The method, whose own sections `gates` and `train` are.
+        model: Which network.
+        data: Which images.
+        gates: The gates of the method.
+        train: How the method trains them.
+        calibrate: What the policy is chosen for.
+        prune: How far `adaptify prune` goes.
+        run: How the work is done.
+    """
 
     version: Literal[1] = 1
     method: str

@@ -1,4 +1,4 @@
-"""`adaptify recipes`: the recipes that come with adaptify, and whether a recipe is valid."""
+"""`adaptify recipes`: the recipes that come with adaptify, what they can set, whether one is valid."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Name = Annotated[
 
 @recipes.callback(invoke_without_command=True)
 def _recipes(context: typer.Context) -> None:
-    """List, show, copy and check recipes.
+    """List, show, copy and check recipes, and all that they can set.
 
     A recipe is a YAML file that holds all settings of a run: `adaptify retrofit --recipe NAME`.
     """
@@ -70,6 +70,33 @@ def show(name: Name) -> None:
     from adaptify.recipe_library import find_recipe
 
     print(find_recipe(name).read_text(encoding="utf-8"), end="")
+
+
+@recipes.command("reference")
+def reference(
+    method: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="METHOD",
+            show_default=False,
+            help="Only the settings of this method. Without it: every setting of every method.",
+            autocompletion=completion.methods,
+        ),
+    ] = None,
+) -> None:
+    """Print every setting that a recipe can have, as Markdown.
+
+    Types, defaults and bounds come from the schemas that check recipes.
+
+    \b
+    Examples:
+      adaptify recipes reference dgate
+      adaptify recipes reference > recipes.md
+    """
+    from adaptify.cli import reference as work
+    from adaptify.methods import method_names
+
+    print(work.reference(method_names()) if method is None else work.method_part(method), end="")
 
 
 @recipes.command("cp")
