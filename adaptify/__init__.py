@@ -1,5 +1,6 @@
 """adaptify makes a pretrained network spend less compute.
 
+    run = adaptify.retrofit(network, method="dgate", train=loader, test=other_loader, max_drop=0.5)
     model = adaptify.load("model.safetensors")
 
 Importing this package is cheap; torch is imported when something is used.
@@ -8,40 +9,89 @@ Importing this package is cheap; torch is imported when something is used.
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from adaptify.errors import AdaptifyError, ModelError, RecipeError, TargetError, UsageError
 from adaptify.version import VERSION
 
 if TYPE_CHECKING:
-    from adaptify.artifact import load, save
+    from adaptify.api.run import Run, save
+    from adaptify.api.use import calibrate, evaluate, export, report
+    from adaptify.api.work import place, prune, retrofit
+    from adaptify.artifact import load
     from adaptify.runtime.adaptive import AdaptiveModel
+    from adaptify.runtime.gated import GatedModel
     from adaptify.runtime.optimize import optimize
 
 __version__ = VERSION
 
 _LAZY = {
-    "load": "adaptify.artifact",
-    "save": "adaptify.artifact",
     "AdaptiveModel": "adaptify.runtime.adaptive",
+    "GatedModel": "adaptify.runtime.gated",
+    "Run": "adaptify.api.run",
+    "calibrate": "adaptify.api.use",
+    "evaluate": "adaptify.api.use",
+    "export": "adaptify.api.use",
+    "load": "adaptify.artifact",
     "optimize": "adaptify.runtime.optimize",
+    "place": "adaptify.api.work",
+    "prune": "adaptify.api.work",
+    "report": "adaptify.api.use",
+    "retrofit": "adaptify.api.work",
+    "save": "adaptify.api.run",
 }
 
 __all__ = [
     "AdaptifyError",
     "AdaptiveModel",
+    "GatedModel",
     "ModelError",
     "RecipeError",
+    "Run",
     "TargetError",
     "UsageError",
+    "calibrate",
+    "evaluate",
+    "export",
     "load",
     "optimize",
+    "place",
+    "prune",
+    "report",
+    "retrofit",
     "save",
 ]
+
+
+# Rooms of the package that have the name of a function: they can be called as well.
+_CALLED = ("export", "report")
+
+
+class _Room(ModuleType):
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Call the function that has the name of this room; its help is in `adaptify.api.use`."""
+        return _find(self.__name__.rpartition(".")[2])(*arguments, **options)
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The import system makes a room an attribute of the package in this way.
+        if name in _CALLED and isinstance(value, ModuleType):
+            value.__class__ = _Room
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for when it is asked for."""
     if name not in _LAZY:
         raise AttributeError(f"module 'adaptify' has no attribute '{name}'")
+    return importlib.import_module(f"adaptify.{name}") if name in _CALLED else _find(name)
+
+
+def _find(name: str) -> Any:
     return getattr(importlib.import_module(_LAZY[name]), name)

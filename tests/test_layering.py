@@ -99,6 +99,7 @@ def test_names_of_the_package_are_loaded_on_use() -> None:
     import adaptify
 
     for name in adaptify.__all__:
-        assert getattr(adaptify, name).__name__ == name
+        assert getattr(adaptify, name).__name__.removeprefix("adaptify.") == name
+        assert callable(getattr(adaptify, name))
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         _ = adaptify.laod

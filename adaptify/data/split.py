@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,9 +22,34 @@ from adaptify.input_spec import InputSpec
 Report = Callable[[int], None]
 """Called with the number of images decoded since the last call."""
 
+Take = Callable[[int, int], slice]
+"""Which rows of a batch are wanted, by its number and its size; where none are, the batch is left out."""
+
+
+def everything(index: int, rows: int) -> slice:
+    """Take all rows of all batches."""
+    return slice(0, rows)
+
 
 def no_report(count: int) -> None:
     """Tell nobody."""
+
+
+class Part(NamedTuple):
+    """What is taken of a batch.
+
+    Attributes:
+        batch: (B,) int64, positions in the split.
+        own: Those that are taken.
+    """
+
+    batch: Tensor
+    own: slice
+
+    @property
+    def rows(self) -> Tensor:
+        """The positions that are taken."""
+        return self.batch[self.own]
 
 
 class Split(ABC):
@@ -60,12 +86,6 @@ class Split(ABC):
         """What tells images apart, one for each, in the order of the split: equal ones, equal images."""
 
     @abstractmethod
-    def _pixels(
-        self, rows: Sequence[Tensor], augment: bool, generator: torch.Generator, device: torch.device
-    ) -> Iterator[Tensor]:
-        """Yield the pixels (B, C, h, w) uint8 of each element of `rows`, on any device."""
-
-    @abstractmethod
     def prepare(self, report: Report = no_report) -> None:
         """Load now what is kept in memory, so that a bad image is found before the work.
 
@@ -73,6 +93,7 @@ class Split(ABC):
             UsageError: An image cannot be read.
         """
 
+    @abstractmethod
     def batches(
         self,
         batch_size: int,
@@ -82,6 +103,7 @@ class Split(ABC):
         seed: int = 0,
         device: torch.device | str = "cpu",
         drop_last: bool = False,
+        take: Take = everything,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate once over all images.
 
@@ -93,8 +115,10 @@ class Split(ABC):
             augment: Change the images at random, in the way that suits the data set.
             shuffle: In random order instead of the stored one.
             seed: Seed of the order and of the augmentation.
-            device: Where the batches are wanted. Pixels travel there as uint8.
+            device: Where the batches are wanted.
             drop_last: Leave a smaller last batch out.
+            take: What of each batch is wanted. The order, and how an image is augmented, are those of whole
+                batches, whatever is taken of them.
 
         Yields:
             Images (B, C, H, W) float32, normalised, and labels (B,) int64.
@@ -102,23 +126,60 @@ class Split(ABC):
         Raises:
             UsageError: `batch_size` is not positive, or an image cannot be read.
         """
+
+    def _parts(
+        self, batch_size: int, shuffle: bool, drop_last: bool, generator: torch.Generator, take: Take
+    ) -> list[Part]:
+        """What is taken of each batch, in the order of the batches.
+
+        Raises:
+            UsageError: `batch_size` is not positive.
+        """
         if batch_size < 1:
             raise UsageError(f"a batch of {batch_size} images is not possible", "Choose at least 1.")
+        order = torch.randperm(len(self), generator=generator) if shuffle else torch.arange(len(self))
+        batches = [
+            part for part in torch.split(order, batch_size) if len(part) == batch_size or not drop_last
+        ]
+        return [Part(rows, take(index, len(rows))) for index, rows in enumerate(batches)]
+
+
+class StoredSplit(Split):
+    """A split of images that are stored as pixels (uint8), and normalised batch by batch."""
+
+    @abstractmethod
+    def _pixels(
+        self, parts: Sequence[Part], augment: bool, generator: torch.Generator, device: torch.device
+    ) -> Iterator[Tensor]:
+        """Yield the pixels (B, C, h, w) uint8 of each part that has any rows, on any device."""
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        augment: bool = False,
+        shuffle: bool = False,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        drop_last: bool = False,
+        take: Take = everything,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate once over all images; see `Split.batches`. Pixels travel to `device` as uint8."""
         device = torch.device(device)
         generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(self), generator=generator) if shuffle else torch.arange(len(self))
-        rows = [part for part in torch.split(order, batch_size) if len(part) == batch_size or not drop_last]
+        parts = self._parts(batch_size, shuffle, drop_last, generator, take)
+        taken = [part.rows for part in parts if len(part.rows)]
         # Pixel values are in [0, 255]: (x / 255 - mean) / std = (x - 255 mean) / (255 std).
         mean = 255 * torch.tensor(self.input.mean, device=device).view(1, -1, 1, 1)
         scale = 1 / (255 * torch.tensor(self.input.std, device=device).view(1, -1, 1, 1))
-        for chosen, pixels in zip(rows, self._pixels(rows, augment, generator, device), strict=False):
+        for chosen, pixels in zip(taken, self._pixels(parts, augment, generator, device), strict=False):
             images = pixels.to(device, non_blocking=True).to(torch.float32).sub_(mean).mul_(scale)
             if images.shape[2:] != (self.input.height, self.input.width):
                 images = fit_batch(images, self.input)
             yield images, self.labels[chosen].to(device)
 
 
-class MemorySplit(Split):
+class MemorySplit(StoredSplit):
     """A split whose pixels are kept in memory as uint8, after they were loaded once.
 
     Pixels of another size than the input's are brought to it batch by batch.
@@ -165,9 +226,12 @@ class MemorySplit(Split):
         return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in self.pixels.numpy()]
 
     def _pixels(
-        self, rows: Sequence[Tensor], augment: bool, generator: torch.Generator, device: torch.device
+        self, parts: Sequence[Part], augment: bool, generator: torch.Generator, device: torch.device
     ) -> Iterator[Tensor]:
         stored = self.pixels
-        for chosen in rows:
-            batch = stored.index_select(0, chosen).to(device)
-            yield self._augmentation(batch, generator) if augment else batch
+        for part in parts:
+            batch = stored.index_select(0, part.rows).to(device)
+            if augment:
+                batch = self._augmentation(batch, generator, part.own, len(part.batch))
+            if len(batch):
+                yield batch

@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from adaptify.data.decode import ImageFiles, image_array, open_image, read_image
-from adaptify.data.split import Report, Split, no_report
+from adaptify.data.split import Part, Report, StoredSplit, no_report
 from adaptify.errors import UsageError
 from adaptify.input_spec import InputSpec
 
 Transform = Callable[[Image.Image], Image.Image]
 
 
-class StreamSplit(Split):
+class StreamSplit(StoredSplit):
     """A split that is read from image files, again for every pass.
 
     Augmentation is torchvision's `RandomResizedCrop` and `RandomHorizontalFlip`.
@@ -57,13 +57,15 @@ class StreamSplit(Split):
         report(len(self))
 
     def _pixels(
-        self, rows: Sequence[Tensor], augment: bool, generator: torch.Generator, device: torch.device
+        self, parts: Sequence[Part], augment: bool, generator: torch.Generator, device: torch.device
     ) -> Iterator[Tensor]:
+        # Seeds are drawn for the whole batch, so that an image has the same one whatever is taken.
+        drawn = ((part, _seeds(len(part.batch), generator)[part.own]) for part in parts)
         loader = DataLoader(
             _Reader(self._files, self.input, _random_crop(self.input) if augment else None),
             batch_size=None,
-            sampler=((part.tolist(), _seeds(len(part), generator)) for part in rows),
-            num_workers=min(self._workers, len(rows)),
+            sampler=((part.rows.tolist(), seeds) for part, seeds in drawn if seeds),
+            num_workers=min(self._workers, len(parts)),
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # else the loader draws from torch's global random state
         )

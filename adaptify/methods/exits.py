@@ -6,9 +6,8 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from adaptify.data import Data, Split
+from adaptify.data import Data
 from adaptify.errors import ModelError, UsageError
 from adaptify.graph.cost import CostModel
 from adaptify.graph.placement import default_exits
@@ -17,12 +16,11 @@ from adaptify.graph.trace import Traced
 from adaptify.methods.base import ExitFit, FitContext
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.optimize import optimize
-from adaptify.runtime.policy import GATE
 from adaptify.training.loop import train
 from adaptify.training.objective import Objective
+from adaptify.training.observe import observe_exits
 from adaptify.training.optimizer import GateParameters
 from adaptify.training.options import LoopOptions
-from adaptify.training.records import ExitRecords
 from adaptify.training.risk import halves
 from adaptify.training.temperature import fit_temperature
 
@@ -90,47 +88,28 @@ def train_exits(
     )
     trained = time.perf_counter()
     fast = optimize(model, context.device)
-    holdout = _observe(fast, data.holdout, context)
-    test = _observe(fast, data.test, context)
+    holdout, test = (
+        observe_exits(
+            fast,
+            split,
+            batch_size=context.batch_size,
+            device=context.device,
+            progress=context.progress,
+        )
+        for split in (data.holdout, data.test)
+    )
     model.cpu()
     temperatures = None
     if scale:
         # On the half that thresholds are chosen on where accuracy is promised: the other has no part in it.
         rows = torch.from_numpy(halves(len(data.holdout), context.seed)[0])
         labels = data.holdout.labels[rows]
-        temperatures = tuple(fit_temperature(logits[rows], labels) for logits in holdout[0][:-1])
+        temperatures = tuple(fit_temperature(logits[rows], labels) for logits in holdout.exits)
     return ExitFit(
         score=score,
         temperatures=temperatures,
-        holdout=_records(holdout, data.holdout.labels, score, temperatures),
-        test=_records(test, data.test.labels, score, temperatures),
+        holdout=holdout.records(score, temperatures),
+        test=test.records(score, temperatures),
         history=history,
         timing={"training_s": trained - started, "forward_pass_s": time.perf_counter() - trained},
     )
-
-
-_Seen = tuple[list[Tensor], list[Tensor]]
-"""Logits (N, M) of every exit and the output, and log-odds (N,) of every learned gate."""
-
-
-@torch.inference_mode()
-def _observe(model: AdaptiveModel, split: Split, context: FitContext) -> _Seen:
-    predictions: list[list[Tensor]] = []
-    gates: list[list[Tensor]] = []
-    with context.progress.stage("observe exits", total=len(split)) as stage:
-        for images, labels in split.batches(context.batch_size, device=context.device):
-            found = model.everything(images)
-            predictions.append([logits.float().cpu() for logits in (*found.exits.values(), found.logits)])
-            gates.append([odds.float().cpu() for odds in found.gates.values()])
-            stage.advance(len(labels))
-    return [torch.cat(parts) for parts in zip(*predictions, strict=True)], [
-        torch.cat(parts) for parts in zip(*gates, strict=True)
-    ]
-
-
-def _records(seen: _Seen, labels: Tensor, score: str, temperatures: Sequence[float] | None) -> ExitRecords:
-    (*exits, output), gates = seen
-    if score == GATE:
-        predictions = torch.stack([logits.argmax(1) for logits in (*exits, output)])
-        return ExitRecords(torch.stack(gates), predictions, labels)
-    return ExitRecords.of(exits, output, labels, score, temperatures)

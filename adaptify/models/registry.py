@@ -19,6 +19,7 @@ from torch import nn
 from adaptify.errors import ModelError, UsageError, did_you_mean
 from adaptify.input_spec import InputSpec
 from adaptify.models.own import Own
+from adaptify.models.session import Session
 from adaptify.models.skeleton import ParametersOnMeta
 from adaptify.models.source import Source
 from adaptify.models.timm_models import Timm
@@ -28,6 +29,7 @@ from adaptify.models.user_code import UserCode
 # In the order in which a name without a prefix is looked up.
 SOURCES: Mapping[str, Source] = {source.prefix: source for source in (Own(), Torchvision(), Timm())}
 _USER_CODE = UserCode()
+_SESSION = Session()
 _NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -55,7 +57,7 @@ class Architecture:
     @property
     def is_public(self) -> bool:
         """Whether it can be built without code of the user. Building any other runs the code it names."""
-        return self.name.partition(":")[0] in SOURCES
+        return self.name.partition(":")[0] in (*SOURCES, _SESSION.prefix)
 
     def build(self) -> nn.Module:
         """Build the network with random weights, on the CPU. Nothing is downloaded.
@@ -206,6 +208,8 @@ def _find(name: str) -> tuple[Source, str]:
 def _split(name: str) -> tuple[Source, str]:
     """Source and bare name of a name that has been resolved, or was read from a file."""
     prefix, _, bare = name.partition(":")
+    if prefix == _SESSION.prefix:
+        return _SESSION, bare
     return (SOURCES[prefix], bare) if prefix in SOURCES else (_USER_CODE, name)
 
 

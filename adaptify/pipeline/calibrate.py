@@ -9,7 +9,7 @@ from typing import Any
 
 from adaptify import artifact
 from adaptify.assembly import Adapted
-from adaptify.data import Split
+from adaptify.data import Data, Split
 from adaptify.errors import AdaptifyError, UsageError
 from adaptify.models.registry import Architecture
 from adaptify.pipeline import folder
@@ -42,6 +42,7 @@ def calibrate(
     *,
     dry_run: bool = False,
     trust_code: bool = False,
+    data: Data | None = None,
     progress: Progress = SILENT,
 ) -> Calibrated:
     """Choose the thresholds of a finished run again, from the scores its exits gave when they were trained.
@@ -54,6 +55,7 @@ def calibrate(
         request: What to choose by: keys and values of the recipe's section `calibrate`.
         dry_run: Report what would come of it, and write nothing.
         trust_code: Whether the network may be built by code of the user.
+        data: The images of the run, where they are open already.
         progress: Told what could not be done.
 
     Raises:
@@ -64,7 +66,7 @@ def calibrate(
     before = read_report(run / folder.REPORT)
     if isinstance(model, GatedModel):
         recipe = resolve(None, file=run / folder.RECIPE)
-        report = calibrate_gates(model, before, recipe, request, progress)
+        report = calibrate_gates(model, before, recipe, request, data, progress)
         return _finished(run, model, recipe, before, report, dry_run)
     if not model.exits or before.data is None:
         raise UsageError(
@@ -93,7 +95,7 @@ def calibrate(
     report = build_report(
         model,
         before.data.model_dump(),
-        _test_images(recipe, model, progress),
+        _test_images(recipe, model, progress) if data is None else data.test,
         replay(records["test"], model),
         records["test"],
         timing=timing,

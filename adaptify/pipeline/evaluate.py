@@ -148,24 +148,62 @@ def evaluate_target(
         ModelError: The target cannot be loaded.
         TargetError: Every budget is less than the network can do with.
     """
-    where = pick_device(device)
+    pick_device(device)  # what is wrong with it is said before anything is read
     recipe_file = target / folder.RECIPE
     if data is None and recipe_file.is_file():
         data = resolve(None, file=recipe_file).data
     if data is None or not data.source:
         raise UsageError(f"no data to evaluate {target} on", "Say which images: --data FOLDER.")
     network, spec = open_target(target, model, data, trust_code)
-    policies, missed = _policies(network, budgets)
+    _policies(network, budgets)
     opened = open_section(data, spec, progress=progress)
-    check_labels(opened, network.num_classes)
+    return evaluate_network(
+        network,
+        opened,
+        name=str(target),
+        budgets=budgets,
+        batch_size=batch_size,
+        device=device,
+        progress=progress,
+    )
+
+
+def evaluate_network(
+    network: Adapted,
+    data: Data,
+    *,
+    name: str,
+    budgets: Sequence[Budget] = (),
+    batch_size: int = 256,
+    device: str = "auto",
+    progress: Progress = SILENT,
+) -> Result:
+    """Run a network over the test part of a data set.
+
+    Args:
+        network: In evaluation mode.
+        data: The data set.
+        name: What the result calls the network.
+        budgets: What else to run it within, beside its own policy.
+        batch_size: Images per batch.
+        device: auto, cpu, cuda or cuda:N.
+        progress: Told how far it is.
+
+    Raises:
+        UsageError: The data does not fit, or the network knows no budgets.
+        TargetError: Every budget is less than the network can do with.
+    """
+    where = pick_device(device)
+    policies, missed = _policies(network, budgets)
+    check_labels(data, network.num_classes)
     # Gates that are the same for all samples leave nothing to skip at run time.
     is_static = isinstance(network, GatedModel) and not network.per_sample
     runs = network.to(where) if is_static else optimize(network, where)
-    found = _measure(runs, opened, batch_size, where, progress)
+    found = _measure(runs, data, batch_size, where, progress)
     rows = []
     for budget, policy in policies:
         runs.policy = policy
-        seen = _measure(runs, opened, batch_size, where, progress)
+        seen = _measure(runs, data, batch_size, where, progress)
         rows.append(
             BudgetResult(
                 asked=budget.amount,
@@ -178,9 +216,9 @@ def evaluate_target(
             )
         )
     return Result(
-        target=str(target),
-        data=opened.name,
-        samples=len(opened.test),
+        target=name,
+        data=data.name,
+        samples=len(data.test),
         accuracy=found.accuracy,
         macs=found.macs,
         base_macs=network.cost.total,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adaptify import artifact
+from adaptify.assembly import Adapted
 from adaptify.data import Data, check_labels
 from adaptify.errors import UsageError
 from adaptify.export.reference import Reference, observe
@@ -94,12 +95,53 @@ def export(
     with progress.stage("prepare"):
         prepared = prepare(model, options)
     opened, notes = _open(prepared, target, data, progress)
+    return _write(prepared, path, str(target), options, opened, notes, progress)
+
+
+def export_network(
+    model: Adapted,
+    path: Path,
+    options: Options,
+    *,
+    data: Data | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> Exported:
+    """Write a network as a file of another format.
+
+    Args:
+        model: In evaluation mode, on the CPU.
+        path: The file.
+        options: How.
+        data: Images to compare on: its test part; None: random values.
+        force: Whether a file that is there may be replaced.
+        progress: Told what happens.
+
+    Raises:
+        UsageError, ModelError, TargetError: As `export` does.
+    """
+    _check_output(path, None, options, force)
+    with progress.stage("prepare"):
+        prepared = prepare(model, options)
+    notes = () if data is not None else ("compared on random images: no data was given",)
+    return _write(prepared, path, type(model.traced.root).__name__, options, data, notes, progress)
+
+
+def _write(
+    prepared: Prepared,
+    path: Path,
+    target: str,
+    options: Options,
+    opened: Data | None,
+    notes: tuple[str, ...],
+    progress: Progress,
+) -> Exported:
     with progress.stage("run the network"):
         reference = _reference(prepared, opened)
     with progress.stage(f"write and check {path.name}"):
         written = write(prepared, path, reference, None if opened is None else opened.classes)
     return Exported(
-        target=str(target),
+        target=target,
         format=options.format,
         files=tuple(str(file) for file in written.files),
         bytes=sum(file.stat().st_size for file in written.files),
@@ -114,7 +156,7 @@ def export(
     )
 
 
-def _check_output(path: Path, source: Path, options: Options, force: bool) -> None:
+def _check_output(path: Path, source: Path | None, options: Options, force: bool) -> None:
     """Make sure that the files may be written, before the work.
 
     Raises:
@@ -124,7 +166,7 @@ def _check_output(path: Path, source: Path, options: Options, force: bool) -> No
     if len(set(files)) < len(files):
         raise UsageError(f"{path} is the name of its weights", "Let the name end in .py.")
     for file in files:
-        if file.resolve() == source.resolve():
+        if source is not None and file.resolve() == source.resolve():
             raise UsageError(f"{file} is what is exported", "Choose another --output.")
         if file.is_dir():
             raise UsageError(f"{file} is a folder", f"Name a file: --output {file / f'model{path.suffix}'}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+from adaptify.data import Data
 from adaptify.errors import UsageError
 from adaptify.models.registry import Architecture
 from adaptify.pipeline.gate_reporting import gating_part, outcome_part, threshold_mode
@@ -25,7 +26,12 @@ _ANSWERED = {"max_drop", "max_macs"}
 
 
 def calibrate_gates(
-    model: GatedModel, before: Report, recipe: Recipe, request: Mapping[str, Any], progress: Progress = SILENT
+    model: GatedModel,
+    before: Report,
+    recipe: Recipe,
+    request: Mapping[str, Any],
+    data: Data | None = None,
+    progress: Progress = SILENT,
 ) -> Report:
     """Set `model.policy` to what `request` asks for, and measure that on the test images.
 
@@ -34,6 +40,7 @@ def calibrate_gates(
         before: The report of the run.
         recipe: The settings of the run, for its images.
         request: `max_drop` (points of top-1, from the network as it came) and/or `max_macs` (a budget).
+        data: The images of the run, where they are open already.
         progress: Told how far it is.
 
     Raises:
@@ -66,10 +73,12 @@ def calibrate_gates(
         "macs": point.macs,
     }
     model.plan = plan.model_copy(update={"calibration": {**(plan.calibration or {}), **choice}})
-    return _measured(model, before, recipe, progress)
+    return _measured(model, before, recipe, data, progress)
 
 
-def _measured(model: GatedModel, before: Report, recipe: Recipe, progress: Progress) -> Report:
+def _measured(
+    model: GatedModel, before: Report, recipe: Recipe, data: Data | None, progress: Progress
+) -> Report:
     """The report with what the network does under its policy, in the form in which it runs."""
     assert model.plan is not None
     assert before.gating is not None
@@ -77,7 +86,8 @@ def _measured(model: GatedModel, before: Report, recipe: Recipe, progress: Progr
     device = pick_device(recipe.run.device)
     spec = Architecture.from_json(model.plan.architecture).input
     # The training images are for the gradients of blocks.
-    data = open_recipe_data(recipe, spec, model.num_classes, parts=["train", "test"], progress=progress)
+    if data is None:
+        data = open_recipe_data(recipe, spec, model.num_classes, parts=["train", "test"], progress=progress)
     found = observe_gates(
         optimize(model, device),
         data.test,

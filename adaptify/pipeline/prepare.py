@@ -88,7 +88,7 @@ def open_network(model: ModelSection, data: DataSection | None = None, *, seed: 
     source = Source(checkpoint=model.checkpoint, sha256=loaded.checkpoint.sha256)
     architecture = _with_input(loaded.architecture, data)
     traced = trace(loaded.module.eval(), architecture.input.shape)
-    return _network(traced, architecture, source, loaded.notes)
+    return traced_network(traced, architecture, source, loaded.notes)
 
 
 def open_recipe_data(
@@ -213,7 +213,7 @@ def _build_fresh(model: ModelSection, data: DataSection | None, seed: int) -> Ne
         module = architecture.build()
     source = Source(checkpoint=f"{architecture.name} (random weights, seed {seed})", sha256="")
     note = f"{architecture.name} starts from random weights: train it for many epochs"
-    return _network(trace(module.eval(), architecture.input.shape), architecture, source, (note,))
+    return traced_network(trace(module.eval(), architecture.input.shape), architecture, source, (note,))
 
 
 def _open_artifact(model: ModelSection, data: DataSection | None) -> Network:
@@ -222,9 +222,21 @@ def _open_artifact(model: ModelSection, data: DataSection | None) -> Network:
     architecture = _with_input(Architecture.from_json(plan.architecture), data)
     made = artifact.load(model.checkpoint, trust_code=model.trust_pickle, input=architecture.input)
     source = Source(checkpoint=model.checkpoint, sha256=sha256(artifact.artifact_path(model.checkpoint)))
+    return network_of(made, plan, architecture, source)
+
+
+def network_of(made: Adapted, plan: Plan, architecture: Architecture, source: Source) -> Network:
+    """The backbone of a network that adaptify made before, sharing its tensors.
+
+    Args:
+        made: The network.
+        plan: How it was made.
+        architecture: What its plan starts from.
+        source: Where it comes from.
+    """
     # The graph as the plan's steps made it: tracing it anew would give its nodes other names.
     boosted = isinstance(made, AdaptiveModel) and made.boost is not None
-    network = _network(made.backbone(), architecture, source, (_ALONE,) if boosted else ())
+    network = traced_network(made.backbone(), architecture, source, (_ALONE,) if boosted else ())
     placed: dict[str, float | None] = {}
     if isinstance(made, AdaptiveModel):
         limits = (limit if math.isfinite(limit) else None for limit in made.policy.thresholds)
@@ -238,7 +250,10 @@ def _with_input(architecture: Architecture, data: DataSection | None) -> Archite
     return architecture if data is None else replace(architecture, input=input_spec(architecture.input, data))
 
 
-def _network(traced: Traced, architecture: Architecture, source: Source, notes: tuple[str, ...]) -> Network:
+def traced_network(
+    traced: Traced, architecture: Architecture, source: Source, notes: tuple[str, ...]
+) -> Network:
+    """A network without anything that adaptify did to it, with its cost and what is to be said of it."""
     cost = CostModel(traced)
     said = [*notes, *traced.notes]
     if cost.uncounted:

@@ -79,13 +79,26 @@ class Finished:
     report: Report
 
 
-def open_all(recipe: Recipe, *, progress: Progress = SILENT) -> Opened:
+def open_all(
+    recipe: Recipe,
+    *,
+    network: Network | None = None,
+    data: Data | None = None,
+    progress: Progress = SILENT,
+) -> Opened:
     """Open the network and the data of a recipe; data without a source is left out.
+
+    Args:
+        recipe: The settings.
+        network: What the recipe's checkpoint holds, where that is open already.
+        data: The recipe's images, likewise.
+        progress: Told what was found.
 
     Raises:
         AdaptifyError: Whatever makes the work impossible.
     """
-    network = open_network(recipe.model, recipe.data, seed=recipe.run.seed)
+    given = network
+    network = network or open_network(recipe.model, recipe.data, seed=recipe.run.seed)
     classes = classes_of(network)  # it must return one score per class
     if network.traced.own_exits:
         raise ModelError(
@@ -93,7 +106,11 @@ def open_all(recipe: Recipe, *, progress: Progress = SILENT) -> Opened:
             "cannot be pruned yet",
             "Let samples leave at them: adaptify retrofit --method boostnet.",
         )
-    gated = gates_of(recipe.model.checkpoint, trust_code=recipe.model.trust_pickle)
+    gated = (
+        gates_of(recipe.model.checkpoint, trust_code=recipe.model.trust_pickle)
+        if given is None
+        else given.gated
+    )
     if gated is not None and isinstance(make_method(recipe), JudgingMethod):
         gated = None
         progress.note(f"the gates that the network has are left out: {recipe.method} judges its channels")
@@ -101,15 +118,14 @@ def open_all(recipe: Recipe, *, progress: Progress = SILENT) -> Opened:
         progress.note(note)
     if network.placed:
         progress.note("the exits that the network has are left out: they were trained on all channels")
-    data = None
     if recipe.prune.finetune and not recipe.data.source:
         raise UsageError(
             f"{recipe.prune.finetune} epochs of training on, and no images to train on",
             "Say which: --data FOLDER, cifar10:FOLDER, digits or fake:N.",
         )
-    if recipe.data.source:
+    if recipe.data.source and data is None:
         data = open_recipe_data(
-            recipe, network.architecture.input, classes, parts=_parts(recipe, gated), progress=progress
+            recipe, network.architecture.input, classes, parts=parts_needed(recipe, gated), progress=progress
         )
     return Opened(network, gated, data)
 
@@ -136,6 +152,8 @@ def prune(
     output: Path | None = None,
     force: bool = False,
     resume: Unfinished | None = None,
+    network: Network | None = None,
+    data: Data | None = None,
     progress: Progress = SILENT,
 ) -> Finished | None:
     """Prune as `recipe` says, and write the run folder.
@@ -148,6 +166,8 @@ def prune(
         output: The folder to make instead of `runs/<model>-<method>-NNN`.
         force: Replace `output` if it is there.
         resume: An unfinished run with this recipe, to go on with: it becomes what it was to become.
+        network: What the recipe's checkpoint holds, where that is open already.
+        data: The recipe's images, likewise.
         progress: Told how far the work is.
 
     Returns:
@@ -160,7 +180,7 @@ def prune(
     if resume is None:
         folder.check_output(output, force=force)
     device = pick_device(recipe.run.device)
-    opened = open_all(recipe, progress=progress)
+    opened = open_all(recipe, network=network, data=data, progress=progress)
     network, data = opened.network, opened.data
     kind = "pruned" if opened.gated is not None else recipe.method
     stem = f"{network.architecture.name.partition(':')[2].replace(':', '.')}-{kind}"
@@ -244,7 +264,7 @@ def _prune(recipe: Recipe, opened: Opened, context: FitContext, started: float) 
     )
 
 
-def _parts(recipe: Recipe, gated: GatedModel | None) -> tuple[Part, ...]:
+def parts_needed(recipe: Recipe, gated: GatedModel | None) -> tuple[Part, ...]:
     """Which parts of the data are needed."""
     method = make_method(recipe)
     trains = needs_training(recipe, gated) or recipe.prune.finetune > 0 or can_have_dead_blocks(gated)

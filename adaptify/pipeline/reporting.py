@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,7 +103,8 @@ def provenance(model: NetworkView) -> dict[str, Any]:
     return {
         "adaptify": VERSION,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": ["adaptify", *sys.argv[1:]],
+        # In a notebook or a program of the user, the arguments are not ours.
+        "command": ["adaptify", *sys.argv[1:]] if Path(sys.argv[0]).stem == "adaptify" else [],
         "model": {
             "architecture": plan.architecture["name"],
             "kwargs": plan.architecture["kwargs"],

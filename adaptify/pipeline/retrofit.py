@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptify.assembly import Adapted
+from adaptify.data import Data
 from adaptify.environment import describe_environment
 from adaptify.errors import UsageError
 from adaptify.files import write_text
@@ -64,13 +65,17 @@ class Retrofitted:
     report: Report
 
 
-def preview(recipe: Recipe) -> Preview:
+def preview(recipe: Recipe, network: Network | None = None) -> Preview:
     """Do everything but the work: load the network and place untrained gates.
+
+    Args:
+        recipe: The settings.
+        network: What the recipe's checkpoint holds, where that is open already.
 
     Raises:
         AdaptifyError: Whatever makes the work impossible.
     """
-    network = open_network(recipe.model, recipe.data, seed=recipe.run.seed)
+    network = network or open_network(recipe.model, recipe.data, seed=recipe.run.seed)
     method = make_gating_method(recipe)
     steps = method.place(network.traced, network.cost, classes_of(network))
     # The network as it came is still needed: its accuracy stands beside that of the result.
@@ -93,6 +98,8 @@ def retrofit(
     output: Path | None = None,
     force: bool = False,
     resume: Unfinished | None = None,
+    network: Network | None = None,
+    data: Data | None = None,
     progress: Progress = SILENT,
 ) -> Retrofitted:
     """Retrofit a checkpoint as `recipe` says, and write the run folder.
@@ -105,6 +112,8 @@ def retrofit(
         output: The folder to make instead of `runs/<model>-<method>-NNN`.
         force: Replace `output` if it is there.
         resume: An unfinished run with this recipe, to go on with: it becomes what it was to become.
+        network: What the recipe's checkpoint holds, where that is open already.
+        data: The recipe's images, likewise.
         progress: Told how far the work is.
 
     Raises:
@@ -114,7 +123,7 @@ def retrofit(
     if resume is None:
         folder.check_output(output, force=force)
     device = pick_device(recipe.run.device)
-    before = preview(recipe)
+    before = preview(recipe, network)
     network, model = before.network, before.model
     if network.placed:
         progress.note(
@@ -128,7 +137,7 @@ def retrofit(
         progress.note("the gates that the network has are left out: new ones take their place")
     for note in network.notes:
         progress.note(note)
-    data = open_recipe_data(recipe, network.architecture.input, model.num_classes, progress=progress)
+    data = data or open_recipe_data(recipe, network.architecture.input, model.num_classes, progress=progress)
     check_promise(recipe, len(data.holdout))
     method = make_gating_method(recipe)
     stem = f"{network.architecture.name.partition(':')[2].replace(':', '.')}-{recipe.method}"
