@@ -23,6 +23,7 @@ from adaptify.cli import (
     recipes,
     report,
     retrofit,
+    together,
 )
 from adaptify.cli.group import make_group
 from adaptify.cli.signals import stoppable
@@ -108,5 +109,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore")  # other packages' deprecations are not the user's concern
     with stoppable():
         return boundary.run(
-            lambda: app(words, prog_name="adaptify", standalone_mode=False), traceback=show_everything
+            lambda: together.run(words, lambda: app(words, prog_name="adaptify", standalone_mode=False)),
+            traceback=show_everything,
         )

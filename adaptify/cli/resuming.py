@@ -23,11 +23,16 @@ def find(command: Command, given: str | None, beside: Mapping[str, Any]) -> Unfi
     Raises:
         UsageError: One of those was given, or there is no such run.
     """
-    from adaptify.pipeline.unfinished import find_unfinished
+    from adaptify.parallel import group
+    from adaptify.pipeline.unfinished import find_unfinished, read_unfinished
 
     for option, value in beside.items():
         if value:
             raise UsageError(
                 f"{option} does not go with --resume: a run goes on as it began", f"Leave {option} out."
             )
-    return find_unfinished(Path(given) if given is not None else None, command)
+    # Looking for it takes locks: one process does that for all.
+    run = find_unfinished(Path(given) if given is not None else None, command) if group.is_main() else None
+    found = group.from_main(run.folder if run is not None else None)
+    assert found is not None
+    return run or read_unfinished(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from adaptify.data import Split
 from adaptify.gates.exit_head import ExitHead
 from adaptify.methods.base import FitContext
+from adaptify.parallel import group
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.training.features import FeatureCache, cache_features
 from adaptify.training.linear import train_linear_gates
@@ -48,10 +50,10 @@ def cache_pooled(
         return pooled | {OUTPUT: logits.argmax(1, keepdim=True)}
 
     def batches() -> Iterable[tuple[Tensor, Tensor]]:
-        yield from split.batches(context.batch_size, device=context.device)
+        own = partial(split.batches, context.batch_size, device=context.device, take=group.Turns())
+        yield from own()
         for extra in range(augment):
-            seed = context.seed + 1 + extra
-            yield from split.batches(context.batch_size, augment=True, seed=seed, device=context.device)
+            yield from own(augment=True, seed=context.seed + 1 + extra)
 
     sites = [item.site.name for item in backbone.exits]
     return cache_features(

@@ -24,6 +24,7 @@ from adaptify.graph.sites import find_blocks
 from adaptify.graph.trace import Traced
 from adaptify.methods.base import FitContext, GateFit, GatingMethod, Section, register
 from adaptify.methods.gating import distil_from_backbone, gate_place, train_gates
+from adaptify.parallel import group
 from adaptify.plan import PlaceMaskNet, Step
 from adaptify.runtime.gated import GatedModel
 from adaptify.training.gate_records import GateRecords
@@ -180,6 +181,6 @@ def mean_wanted_drop(guide: nn.Module, split: Split, max_drop: float, context: F
     """The drop ratio that the guide, in evaluation mode, wants of a split: a mean over its samples."""
     guide.eval()
     total = torch.zeros((), device=context.device)
-    for images, _ in split.batches(context.batch_size, device=context.device):
+    for images, _ in split.batches(context.batch_size, device=context.device, take=group.own_turn):
         total += wanted_drop(guide(images), max_drop).sum()
-    return float(total) / len(split)
+    return float(group.total(total)) / len(split)

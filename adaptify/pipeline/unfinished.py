@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from adaptify.data import Data
 from adaptify.environment import describe_environment
 from adaptify.errors import RecipeError, UsageError
 from adaptify.files import write_text
+from adaptify.parallel import group
 from adaptify.pipeline import folder
 from adaptify.plan import Source
 from adaptify.progress import Progress
@@ -66,7 +68,7 @@ class Beginning(Section):
         described = data.describe() if data is not None else {}
         described.pop("notes", None)
         facts = describe_environment()
-        machine = {"torch": facts["versions"]["torch"], "device": str(device)}
+        machine = {"torch": facts["versions"]["torch"], "device": str(device), "processes": group.size()}
         if device.type == "cuda":
             machine["gpus"] = facts["gpus"]
         else:
@@ -154,7 +156,7 @@ def find_unfinished(given: Path | None, command: Command, runs: Path = folder.RU
     """
     if given is None:
         entries = list(runs.iterdir()) if runs.is_dir() else []
-        found = [_read(entry) for entry in sorted(entries, key=_time) if folder.is_left(entry)]
+        found = [read_unfinished(entry) for entry in sorted(entries, key=_time) if folder.is_left(entry)]
         found = [run for run in found if run.beginning.command == command]
         if not found:
             raise UsageError(
@@ -168,7 +170,7 @@ def find_unfinished(given: Path | None, command: Command, runs: Path = folder.RU
         if (path / folder.UNFINISHED).is_file() and not (left or _is_finished(path)):
             left = [path]
         if left:
-            run = _read(left[-1])
+            run = read_unfinished(left[-1])
             if run.beginning.command != command:
                 raise UsageError(
                     f"{left[-1]} is an unfinished {run.beginning.command}",
@@ -198,11 +200,19 @@ def new_run(
 ) -> Iterator[folder.NewRun]:
     """Make a run folder as `folder.new_run` does, from which the run can go on if it is stopped.
 
+    Of several processes, the main one makes it. Each of the others fills a folder of its own, which goes.
+
     Raises:
         UsageError: The run that is to go on did not begin like this, or its folder cannot be filled.
     """
     if resume is not None:
         resume.check_start(beginning, progress)
+    group.wait()  # none must look at a run that goes on when it is given its other name
+    if not group.is_main():
+        final = group.from_main(Path())
+        with tempfile.TemporaryDirectory(prefix="adaptify-") as work:
+            yield folder.NewRun(Path(work), final)
+        return
 
     def tell(left: Path) -> None:
         progress.note(f"unfinished: {left}\n  to go on: adaptify {beginning.command} --resume {left}")
@@ -212,6 +222,7 @@ def new_run(
         write_recipe(recipe, run.work / folder.RECIPE)
         if resume is None:
             write_text(run.work / folder.UNFINISHED, beginning.model_dump_json(indent=1) + "\n")
+        group.from_main(run.final)
         yield run
 
 
@@ -258,7 +269,12 @@ def _time(path: Path) -> tuple[int, str]:
     return max((file.stat().st_mtime_ns for file in files if file.is_file()), default=0), path.name
 
 
-def _read(path: Path) -> Unfinished:
+def read_unfinished(path: Path) -> Unfinished:
+    """Read what an unfinished run noted in its folder when it began.
+
+    Raises:
+        UsageError: It is from a newer version, or damaged.
+    """
     file = path / folder.UNFINISHED
     try:
         value = json.loads(file.read_text(encoding="utf-8"))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptify.data import Split
+from adaptify.parallel import group
 from adaptify.progress import SILENT, Progress
 from adaptify.runtime.adaptive import AdaptiveModel, Outcome
 from adaptify.runtime.policy import ThresholdPolicy
@@ -25,7 +26,8 @@ class Evaluation:
         exit_index: (N,) int64, where it left (number of exits: the output).
         scores: (N,) float32, how sure that exit was.
         labels: (N,) int64.
-        seconds: Wall-clock time of the network alone, or None when it was not run.
+        seconds: Wall-clock time of the network alone (of several processes: a mean), or None when it was not
+            run.
     """
 
     predictions: Tensor
@@ -52,19 +54,32 @@ def evaluate(
     device: torch.device | str = "cpu",
     progress: Progress = SILENT,
 ) -> Evaluation:
-    """Run `model` (on `device`, in evaluation mode) over `split` under its policy."""
-    predictions, indices, scores = [], [], []
-    seconds = 0.0
+    """Run `model` (on `device`, in evaluation mode) over `split` under its policy.
+
+    Several processes take turns, batch by batch, and all know the whole.
+    """
+
+    def found(images: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+        started = time.perf_counter()
+        outcome = model.run(images)
+        predictions = outcome.logits.argmax(1).cpu()
+        seconds = time.perf_counter() - started
+        return predictions, outcome.exit_index.cpu(), _scores(model.policy, outcome).cpu(), seconds
+
+    parts = []
     with torch.inference_mode(), progress.stage("evaluate", total=len(split)) as stage:
-        for images, labels in split.batches(batch_size, device=device):
-            started = time.perf_counter()
-            outcome = model.run(images)
-            predictions.append(outcome.logits.argmax(1).cpu())
-            seconds += time.perf_counter() - started
-            indices.append(outcome.exit_index.cpu())
-            scores.append(_scores(model.policy, outcome).cpu())
-            stage.advance(len(labels))
-    return Evaluation(torch.cat(predictions), torch.cat(indices), torch.cat(scores), split.labels, seconds)
+        own = split.batches(batch_size, device=device, take=group.own_turn)
+        for part in group.in_turns(found(images) for images, _ in own):
+            parts.append(part)
+            stage.advance(len(part[0]))
+    predictions, indices, scores, seconds = zip(*parts, strict=True)
+    return Evaluation(
+        torch.cat(predictions),
+        torch.cat(indices),
+        torch.cat(scores),
+        split.labels,
+        sum(seconds) / group.size(),
+    )
 
 
 def _scores(policy: ThresholdPolicy, outcome: Outcome) -> Tensor:
@@ -95,6 +110,6 @@ def top1(model: nn.Module, split: Split, device: torch.device | str, batch_size:
     """Top-1 accuracy of `model` on a split, in [0, 1]; the model is put into evaluation mode."""
     model.eval()
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    for images, labels in split.batches(batch_size, device=device):
+    for images, labels in split.batches(batch_size, device=device, take=group.own_turn):
         correct += (network_logits(model(images)).argmax(1) == labels).sum()
-    return int(correct) / len(split)
+    return int(group.total(correct)) / len(split)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from adaptify.errors import AdaptifyError, ModelError, UsageError
+from adaptify.parallel import group
 from adaptify.progress import SILENT, Progress
 from adaptify.training.feature_cache import BUFFER_BYTES, FeatureCache, discard_header
 from adaptify.training.site_rows import SiteRows
@@ -48,7 +49,8 @@ def cache_features(
     Args:
         forward: Maps images (B, C, H, W) to values (B, D) of each site; anything that is wanted per
             image, like the logits, can be a site.
-        batches: Images and labels (B,). If they come sorted by class, so do the features.
+        batches: Images and labels (B,). If they come sorted by class, so do the features. Several processes
+            take turns: of each, the batches that `parallel.group.Turns` takes. All get the whole.
         folder: Where the files go once the values exceed `ram_limit`. A complete cache stays there
             until `FeatureCache.delete`, and `FeatureCache.open` reads it again. `None` is a new folder
             among the system's temporary files, which vanishes with the cache.
@@ -66,14 +68,22 @@ def cache_features(
     writer = _Writer(folder, ram_limit, frozenset(exact))
     try:
         with progress.stage("run the network once", total) as stage:
-            for images, labels in batches:
-                with torch.inference_mode():
-                    writer.add(forward(images), labels)
+            for values, labels in group.in_turns(_run(forward, batches)):
+                writer.add(values, labels)
                 stage.advance(len(labels))
         return writer.finish(buffer_bytes)
     except BaseException:
         writer.discard()
         raise
+
+
+def _run(
+    forward: Callable[[Tensor], Mapping[str, Tensor]], batches: Iterable[tuple[Tensor, Tensor]]
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    for images, labels in batches:
+        with torch.inference_mode():
+            values = {name: value.cpu() for name, value in forward(images).items()}
+        yield values, labels.cpu()
 
 
 class _Writer:

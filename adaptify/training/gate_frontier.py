@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from adaptify.data import Split
+from adaptify.parallel import group
 from adaptify.progress import SILENT, Progress
 from adaptify.runtime.frontier import Frontier, OperatingPoint
 from adaptify.runtime.gated import GatedModel
@@ -40,8 +41,8 @@ def sweep_gates(
 ) -> Frontier:
     """Run `model` (on `device`, in evaluation mode) under many thresholds, over at most `SAMPLES` of `split`.
 
-    Every batch is read once, and runs under one threshold after the other. Gates that are drawn have no
-    threshold: there is nothing to sweep.
+    Every batch is read once, and runs under one threshold after the other; several processes take turns,
+    batch by batch. Gates that are drawn have no threshold: there is nothing to sweep.
 
     Args:
         model: A network whose gates look at the sample. Its policy stays as it is.
@@ -59,26 +60,29 @@ def sweep_gates(
     rows = max(1, min(batch_size, _LOOKED_AT // model.gate_cost.gates))
     few = _first(split, _LOOKED_AT // model.gate_cost.gates, rows, device)
     seen = torch.cat([policy.openness(model.run(images).odds.double()).cpu() for images, _ in few])
-    taus = sorted({0.0, policy.tau, *_levels(seen, _weights(model), LEVELS)})
+    # Where processes round otherwise, they still try the same thresholds.
+    taus = group.from_main(sorted({0.0, policy.tau, *_levels(seen, _weights(model), LEVELS)}))
     spent, right = torch.zeros(2, len(taus), dtype=torch.float64)
-    base_right = 0
+    base_right = torch.zeros((), dtype=torch.int64)
     count = min(SAMPLES, len(split))
     with progress.stage("try thresholds", total=count) as stage:
-        for images, labels in _first(split, count, batch_size, device):
-            base_right += int((base(images).argmax(1) == labels).sum())
-            for index, tau in enumerate(taus):
-                found = model.decide(images, policy.with_tau(tau).decide)
-                macs = model.gate_cost((found.gates > 0).long()) + model.decider_macs
-                spent[index] += int(macs.sum())
-                right[index] += int((found.logits.argmax(1) == labels).sum())
+        for number, (images, labels) in enumerate(_first(split, count, batch_size, device)):
+            if len(labels[group.own_turn(number, len(labels))]):
+                base_right += (base(images).argmax(1) == labels).sum().cpu()
+                for index, tau in enumerate(taus):
+                    found = model.decide(images, policy.with_tau(tau).decide)
+                    macs = model.gate_cost((found.gates > 0).long()) + model.decider_macs
+                    spent[index] += int(macs.sum())
+                    right[index] += int((found.logits.argmax(1) == labels).sum())
             stage.advance(len(labels))
+    spent, right, base_right = (group.total(counted) for counted in (spent, right, base_right))
     points = [
         OperatingPoint((tau,), float(accuracy), float(macs))
         for tau, accuracy, macs in zip(taus, right / count, spent / count, strict=True)
     ]
     return Frontier(
         _pareto(points, keep=policy.tau),
-        base_accuracy=base_right / count,
+        base_accuracy=int(base_right) / count,
         base_macs=float(model.cost.total),
         policy=policy.to_json(),
     )

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from adaptify.data import Split
+from adaptify.data.split import everything
+from adaptify.parallel import group
 from adaptify.progress import SILENT, Progress
 from adaptify.runtime.gated import GatedModel, ensemble
 from adaptify.runtime.skipping.model import SkippingModel
@@ -28,7 +30,7 @@ class GateRecords:
         histogram: How many of these (of gates that look at nothing; else of gates and samples) lie in each of
             `BINS` equal parts of [0, 1].
         kept: Mean MACs as a fraction of those of the whole network.
-        seconds: Wall-clock time of the network alone.
+        seconds: Wall-clock time of the network alone; of several processes: a mean.
         logits: (N, M) float32.
         site_probabilities: The mean of `probabilities` at each site.
         site_open: The mean of `open` at each site.
@@ -75,36 +77,48 @@ def observe_gates(
 ) -> GateRecords:
     """Run `model` (on `device`) over `split` under its policy, in evaluation mode.
 
-    Gates are counted batch by batch: memory grows as N + K, and as M x K if `by_class`.
+    Gates are counted batch by batch: memory grows as N + K, and as M x K if `by_class`. Several processes
+    take turns, batch by batch, and all know the whole; where gates are drawn, each runs all batches, as the
+    numbers drawn for one follow from those before.
     """
     model.eval()
     cost = model.gate_cost
-    logits, macs = [], []
     # Without classes, all samples are of the same one.
     opened = torch.zeros(model.num_classes if by_class else 1, cost.gates, dtype=torch.float64)
     likely = torch.zeros(cost.gates, dtype=torch.float64)
     histogram = torch.zeros(BINS, dtype=torch.float64)
-    seconds = 0.0
+
+    def found(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float]:
+        started = time.perf_counter()
+        runs = model.runs(images)
+        decisions = ensemble(runs)
+        logits = decisions.logits.float().cpu()
+        seconds = time.perf_counter() - started
+        rows = labels.cpu() if by_class else torch.zeros(len(labels), dtype=torch.int64)
+        spent = torch.zeros(len(labels), dtype=torch.float64)
+        for run in runs:
+            gates = (run.gates > 0).cpu()
+            spent += cost(gates) + model.decider_macs
+            opened.index_add_(0, rows, gates.double().expand(len(labels), -1), alpha=1 / len(runs))
+        probabilities = model.policy.openness(decisions.odds.double()).cpu()
+        likely.add_(probabilities.expand(len(labels), -1).sum(0))
+        histogram.add_(torch.histc(probabilities, BINS, 0, 1))
+        return logits, spent, seconds
+
+    parts = []
+    shared = not model.policy.draws
     with progress.stage("evaluate", total=len(split)) as stage:
-        for images, labels in split.batches(batch_size, device=device):
-            started = time.perf_counter()
-            runs = model.runs(images)
-            decisions = ensemble(runs)
-            logits.append(decisions.logits.float().cpu())
-            seconds += time.perf_counter() - started
-            rows = labels.cpu() if by_class else torch.zeros(len(labels), dtype=torch.int64)
-            spent = torch.zeros(len(labels), dtype=torch.float64)
-            for run in runs:
-                gates = (run.gates > 0).cpu()
-                spent += cost(gates) + model.decider_macs
-                opened.index_add_(0, rows, gates.double().expand(len(labels), -1), alpha=1 / len(runs))
-            macs.append(spent)
-            probabilities = model.policy.openness(decisions.odds.double()).cpu()
-            likely += probabilities.expand(len(labels), -1).sum(0)
-            if model.per_sample or not histogram.any():
-                histogram += torch.histc(probabilities, BINS, 0, 1)
-            stage.advance(len(labels))
+        own = split.batches(batch_size, device=device, take=group.own_turn if shared else everything)
+        batches = (found(images, labels) for images, labels in own)
+        for part in group.in_turns(batches) if shared else batches:
+            parts.append(part)
+            stage.advance(len(part[1]))
+    if shared:
+        opened, likely, histogram = (group.total(counted) for counted in (opened, likely, histogram))
+    if not model.per_sample:  # every batch has seen the same gates
+        histogram /= len(parts)
     open_share, likely = opened.sum(0) / len(split), likely / len(split)
+    logits, macs, seconds = zip(*parts, strict=True)
     all_logits = torch.cat(logits)
     all_macs = torch.cat(macs)
     sizes = [site.gates for site in model.sites]
@@ -116,7 +130,7 @@ def observe_gates(
         probabilities=likely,
         histogram=histogram,
         kept=float(all_macs.mean()) / cost.total,
-        seconds=seconds,
+        seconds=sum(seconds) / (group.size() if shared else 1),
         logits=all_logits,
         site_probabilities=tuple(float(part.mean()) for part in likely.split(sizes)),
         site_open=tuple(float(part.mean()) for part in open_share.split(sizes)),

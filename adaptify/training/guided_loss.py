@@ -20,6 +20,7 @@ from adaptify.gates.estimators import NoisyRounding
 from adaptify.graph.gate_cost import GateCost
 from adaptify.runtime.gated import Decisions
 from adaptify.training.objective import Distillation, Loss, Moment
+from adaptify.training.spread import spread
 
 
 def confidence(logits: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ class GuidedObjective:
         self.sampler.set_noise(self.noise * moment.progress)
         decisions: Decisions = model(images)
         logits, gates = decisions.logits, decisions.gates
-        guess = self.guide(images)
+        guess = spread(self.guide)(images)
         classification = self._cross_entropy(logits, labels)
         guidance = self._cross_entropy(guess, labels)
         wanted = wanted_drop(guess.detach(), self.max_drop)

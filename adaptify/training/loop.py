@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from adaptify.data import Data, Split
-from adaptify.errors import AdaptifyError
+from adaptify.errors import AdaptifyError, UsageError
+from adaptify.parallel import group
 from adaptify.progress import SILENT, Progress, Stage
 from adaptify.training import layout
 from adaptify.training.average import WeightAverage
@@ -29,7 +30,8 @@ from adaptify.training.optimizer import GateParameters, make_optimizer, scale_ra
 from adaptify.training.options import LoopOptions
 from adaptify.training.recalibrate import recalibrate_on
 from adaptify.training.schedule import rate_factor
-from adaptify.training.snapshots import Snapshots
+from adaptify.training.snapshots import Snapshots, Which
+from adaptify.training.spread import spread
 from adaptify.training.state import States, TrainingState
 
 _SECONDS_BETWEEN_READINGS = 0.5
@@ -61,6 +63,10 @@ def train(
     `options.ema` asks for it, with the statistics of BatchNorm taken anew. The same seed gives the same
     weights on the same machine. Torch's global random state is put back.
 
+    Several processes (`parallel.group.processes`) share each batch: each computes the gradient for its rows
+    of the loss of all rows, and takes the step that one process with the whole batch would take. Files are
+    written by the main one.
+
     Args:
         model: Maps images (B, C, H, W) to whatever `objective` understands; logits (B, M) in evaluation.
         data: Its splits `train` and `holdout` are used, never `test`.
@@ -82,13 +88,13 @@ def train(
         progress: Told of every step.
 
     Raises:
-        UsageError: There is nothing to train, TensorBoard is asked for and not installed, or the run
-            cannot go on from `states`.
+        UsageError: There is nothing to train, TensorBoard is asked for and not installed, the run cannot go
+            on from `states`, or batches cannot be shared by the processes.
         AdaptifyError: The loss or a weight is not finite any more, or a file cannot be written.
     """
     device = torch.device(device)
     validate = validate or (lambda network: Validation(top1(network, data.holdout, device)))
-    log = MetricsLog(folder, tensorboard=options.tensorboard)
+    log = MetricsLog(folder, tensorboard=options.tensorboard and group.is_main())
     snapshots = Snapshots(folder / "checkpoints")
     try:
         with (
@@ -141,8 +147,9 @@ class _Loop:
         self.seed = seed
         self.snapshots = snapshots
         self.states = states
+        _check_processes(options, len(split))
         # The same parameters and buffers; only the forward pass goes through the compiler.
-        self.forward: Callable[[Tensor], Any] = torch.compile(model) if options.compile else model
+        self.forward = spread(torch.compile(model) if options.compile else model)
         # BatchNorm cannot train on a single image, and other kernels may be chosen for other sizes: a
         # smaller last batch is left out, another one in every epoch.
         self.batches = max(len(split) // options.batch_size, 1)
@@ -163,11 +170,13 @@ class _Loop:
         """Train all epochs that are left, and give the model the weights that were asked for."""
         state = self.state
         resumed = self.states is not None and self.states.restore(state, progress)
+        group.adopt_from_main(list(state.tensors().values()))
         with progress.stage("train", total=self.steps) as stage:
             if resumed:
-                if self.options.keep == "best" and state.best is not None:
-                    self.snapshots.require("best")
-                log.resume(state.rows)
+                if group.is_main():
+                    if self.options.keep == "best" and state.best is not None:
+                        self.snapshots.require("best")
+                    log.resume(state.rows)
                 stage.advance(state.epoch * self.steps_per_epoch)
                 progress.note(f"training goes on: {state.epoch} of {self.options.epochs} epochs are done")
             while state.epoch < self.options.epochs:
@@ -192,9 +201,10 @@ class _Loop:
                     extra=meter.figures | dict(extra),
                 )
                 state.rows.append(row)
-                log.add(row)
-                if self.states is not None:
-                    self.states.save(state)
+                if group.is_main():
+                    log.add(row)
+                    if self.states is not None:
+                        self.states.save(state)
                 stage.advance(0, **{"held-out": found.accuracy})
         self.state.optimizer.zero_grad()  # the gradients go, and their memory
         return History(tuple(state.rows), self._choose(progress))
@@ -214,6 +224,7 @@ class _Loop:
             seed=_seed(self.seed, epoch),
             device=self.device,
             drop_last=len(self.split) >= options.batch_size,
+            take=group.own_rows,
         )
         for index, (images, labels) in enumerate(batches):
             done, part = divmod(index, options.accumulate)
@@ -223,6 +234,7 @@ class _Loop:
             if options.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=options.bf16):
+                labels = group.gather_rows(labels)
                 loss = self.objective(self.forward, images, labels, moment)
             (loss.total / parts).backward()
             meter.add(step, loss, labels)
@@ -240,6 +252,7 @@ class _Loop:
     def _step(self, step: int) -> None:
         optimizer = self.state.optimizer
         scale_rates(optimizer, self._factor(step))
+        group.average(parameter.grad for parameter in self.trained if parameter.grad is not None)
         if self.options.clip is not None:
             nn.utils.clip_grad_norm_(self.trained, self.options.clip)
         optimizer.step()
@@ -258,10 +271,12 @@ class _Loop:
 
     def _save(self, epoch: int, found: Validation) -> None:
         state = self.state
-        self.snapshots.save(self.model, "last", epoch)
+        kinds: list[Which] = ["last"]
         if found.beats(None if state.best is None else state.rows[state.best].validation):
             state.best = epoch
-            self.snapshots.save(self.model, "best", epoch)
+            kinds.append("best")
+        for which in kinds if group.is_main() else ():
+            self.snapshots.save(self.model, which, epoch)
 
     def _choose(self, progress: Progress) -> int:
         """Give the model its final weights; return the epoch they are of."""
@@ -273,7 +288,9 @@ class _Loop:
         if self.state.best is None:
             progress.note("No epoch was eligible to be the best one: the last one was kept.")
             return last
-        self.snapshots.restore(self.model, "best")
+        if group.is_main():
+            self.snapshots.restore(self.model, "best")
+        group.adopt_from_main([*self.model.parameters(), *self.model.buffers()])
         return self.state.best
 
     def _read(self, meter: Meter) -> None:
@@ -291,6 +308,23 @@ class _Loop:
             f"training diverged: {what} at step {step + 1} of {self.steps}, "
             f"at learning rate {self._rate(step):.3g}",
             f"Lower train.lr, or set train.clip=1 or train.schedule.warmup=1. {good}",
+        )
+
+
+def _check_processes(options: LoopOptions, images: int) -> None:
+    """Make sure that the processes of a run can share its batches."""
+    if group.size() == 1:
+        return
+    group.check_batch(options.batch_size, "train.batch_size")
+    if images < options.batch_size and images % group.size():
+        raise UsageError(
+            f"the {images} images to train on make one batch, which {group.size()} processes cannot share",
+            f"Set train.batch_size to a multiple of {group.size()} that is not above {images}.",
+        )
+    if options.compile:
+        raise UsageError(
+            f"train.compile is for one process, and there are {group.size()}",
+            "Leave it out, or launch one process.",
         )
 
 

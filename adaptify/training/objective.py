@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaptify.training.options import Distill
+from adaptify.training.spread import spread
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,11 @@ class Objective(Protocol):
     def __call__(
         self, model: Callable[[Tensor], Any], images: Tensor, labels: Tensor, moment: Moment
     ) -> Loss:
-        """Run `model` in training mode on images (B, C, H, W), and hold it against the labels (B,) int64."""
+        """Run `model` in training mode on images (B, C, H, W), and hold it against the labels (B,) int64.
+
+        With several processes, images are those of this process, and labels those of all: `model` returns
+        what the network says about all images. Other networks do so by `spread`.
+        """
 
 
 @runtime_checkable
@@ -107,7 +112,7 @@ class Distillation:
     def __call__(self, images: Tensor, logits: Tensor) -> Tensor:
         """The term for a student that gives `logits` (B, M) for `images` (B, C, H, W)."""
         with torch.no_grad():
-            target = network_logits(self.teacher(images))
+            target = network_logits(spread(self.teacher)(images))
         divergence = F.kl_div(
             F.log_softmax(logits.float() / self.temperature, dim=1),
             F.log_softmax(target.float() / self.temperature, dim=1),

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from adaptify.data import Split
+from adaptify.parallel import group
 from adaptify.progress import SILENT, Progress
 from adaptify.training.options import LoopOptions
+from adaptify.training.spread import spread
 
 # The larger a batch, the nearer its variance to that of the data; without gradients there is room.
 _LARGE_BATCH = 256
@@ -85,12 +87,19 @@ def recalibrate_on(
     Does nothing for a network without BatchNorm, or if `options` ask for no batches.
     """
     size = min(max(options.batch_size, _LARGE_BATCH), len(split))
+    size -= size % group.size()
     count = min(options.recalibrate, len(split) // size)
     if count == 0 or not normalisations(model):
         return
     batches = split.batches(
-        size, augment=options.augment, shuffle=True, seed=seed, device=device, drop_last=True
+        size,
+        augment=options.augment,
+        shuffle=True,
+        seed=seed,
+        device=device,
+        drop_last=True,
+        take=group.own_rows,
     )
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     images = (images.contiguous(memory_format=layout) for images, _ in itertools.islice(batches, count))
-    recalibrate(model, images, forward=forward, total=count, progress=progress)
+    recalibrate(model, images, forward=spread(forward or model), total=count, progress=progress)

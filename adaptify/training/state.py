@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from adaptify.errors import UsageError
 from adaptify.files import atomic_write, write_tensors
+from adaptify.parallel import group
 from adaptify.progress import Progress
 from adaptify.training.average import WeightAverage
 from adaptify.training.history import EpochRow
@@ -172,21 +173,26 @@ class States:
     def restore(self, state: TrainingState, progress: Progress) -> bool:
         """Bring `state` to the newest state that is whole; files that are damaged are told of.
 
+        Where several processes work together, the main one reads it for all.
+
         Returns:
             Whether there was one; otherwise `state` is as it was.
 
         Raises:
             UsageError: The state is from a newer version, or that of another network.
         """
+        found = group.by_main(lambda: self._newest(progress))
+        if found is not None:
+            state.restore(*found)
+        return found is not None
+
+    def _newest(self, progress: Progress) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         for path in self._newest_first():
             try:
-                tensors, facts = _read(path)
+                return _read(path)
             except _DamagedError as error:
                 progress.note(f"{path} is damaged ({error}): training goes on from before it")
-                continue
-            state.restore(tensors, facts)
-            return True
-        return False
+        return None
 
     def _newest_first(self) -> list[Path]:
         found = self.folder.iterdir() if self.folder.is_dir() else ()

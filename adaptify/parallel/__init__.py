@@ -1,0 +1,1 @@
+"""Several processes that do one piece of work together; one process is the case in which nothing happens."""
