@@ -61,6 +61,16 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def milliseconds(value: float) -> str:
+    """Write a time in milliseconds.
+
+    >>> milliseconds(0.1301), milliseconds(12.34), milliseconds(2150)
+    ('0.130 ms', '12.3 ms', '2,150 ms')
+    """
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    return f"{value:,.{digits}f} ms"
+
+
 def percent(fraction: float, digits: int = 1) -> str:
     """Write a fraction as a percentage.
 

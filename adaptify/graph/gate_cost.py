@@ -27,6 +27,7 @@ class GateCost:
         total: MACs with all gates open.
         least: MACs with all gates closed.
         gates: Number of gates, all sites together.
+        nodes: Names of the nodes that cost anything.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class GateCost:
         self._sizes = [site.gates for site in sites]
         self.gates = sum(self._sizes)
         nodes = [node for node in traced.graph.nodes if cost.macs[node.name]]
+        self.nodes = tuple(node.name for node in nodes)
         self._channels = ChannelCost(channels, cost) if channels is not None else None
         self._macs = torch.tensor([cost.macs[node.name] for node in nodes], dtype=torch.int64)
         groups = self._channels.names if self._channels is not None else ()
@@ -86,6 +88,10 @@ class GateCost:
 
         Exact as long as no group of channels is empty: what an empty group takes with it is not looked at.
         """
+        return self.per_node(gates).sum(-1)
+
+    def per_node(self, gates: Tensor) -> Tensor:
+        """Return the MACs (..., len(self.nodes)) of each node for gates (..., self.gates)."""
         gates = gates.to(torch.float64 if gates.is_floating_point() else torch.int64)
         macs = self._macs.to(gates)
         if self._channels is not None:
@@ -94,7 +100,7 @@ class GateCost:
             macs = self._channels.per_node(sizes - product(1 - gates, opens.T))
         open_or_none = torch.cat([gates, torch.ones_like(gates[..., :1])], -1)
         macs = macs * open_or_none[..., self._switch.to(gates.device)]
-        return torch.where(self._whole.to(gates.device), self._macs.to(gates), macs).sum(-1)
+        return torch.where(self._whole.to(gates.device), self._macs.to(gates), macs)
 
     def check_target(self, target: float) -> None:
         """Refuse a target that is missed even with all gates closed.

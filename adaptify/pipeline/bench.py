@@ -105,7 +105,7 @@ def bench(
         original = str(against)
     elif network.plan is not None:
         architecture = Architecture.from_json(network.plan.architecture)
-        networks = {ORIGINAL: _before(architecture), **networks}
+        networks = {ORIGINAL: as_it_came(architecture), **networks}
         original = architecture.name
         notes.append("the original has random weights, which take the same time as trained ones")
     else:
@@ -127,8 +127,8 @@ def bench(
     )
 
 
-def _before(architecture: Architecture) -> AdaptiveModel:
-    """The network that a plan starts from; it needs no file, as its weights do not matter for its speed."""
+def as_it_came(architecture: Architecture) -> AdaptiveModel:
+    """Return the network that a plan starts from; its speed does not depend on its weights."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         module = architecture.build().eval()

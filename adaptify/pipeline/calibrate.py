@@ -17,10 +17,10 @@ from adaptify.pipeline.calibration import calibrate_model, check_promise, doubts
 from adaptify.pipeline.gate_calibrate import calibrate_gates
 from adaptify.pipeline.prepare import open_recipe_data
 from adaptify.pipeline.reporting import build_report
+from adaptify.pipeline.run_files import write_run_report
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import CalibrateSection, Recipe, resolve, write_recipe
-from adaptify.report.html import write_html
-from adaptify.report.schema import Report, read_report, write_report
+from adaptify.report.schema import Report, read_report
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.gated import GatedModel
 from adaptify.training.evaluate import replay
@@ -100,10 +100,12 @@ def calibrate(
         records["test"],
         timing=timing,
         notes=[*(note for note in before.notes if note not in _doubts_of(before)), *doubtful],
-        base_accuracy=before.before.accuracy,
+        before=before if before.training is not None else None,
         training=None if before.training is None else before.training.model_dump(),
     )
-    return _finished(run, model, recipe, before, report, dry_run)
+    # The time after was another operating point's, too: `adaptify report --time` takes it again.
+    came = report.before.model_copy(update={"milliseconds": before.before.milliseconds})
+    return _finished(run, model, recipe, before, report.model_copy(update={"before": came}), dry_run)
 
 
 def _finished(
@@ -114,8 +116,7 @@ def _finished(
         with folder.changed_run(run) as work:
             artifact.save(model, work / folder.MODEL)
             write_recipe(recipe, work / folder.RECIPE)
-            write_report(report, work / folder.REPORT)
-            write_html(report, work / folder.PAGE)
+            report = write_run_report(report, recipe, work)
     return Calibrated(run, before, report)
 
 

@@ -13,8 +13,9 @@ from adaptify.methods import GateFit
 from adaptify.pipeline.dead_blocks import JUDGED_BY, find_dead_blocks, verify_on_samples, without_blocks
 from adaptify.pipeline.gate_run import conclude_gates
 from adaptify.pipeline.job import Job
+from adaptify.pipeline.outcome import size_of
 from adaptify.pipeline.prepare import Network
-from adaptify.pipeline.pruning import Pruned, pruning_part, size_of, verify
+from adaptify.pipeline.pruning import Pruned, pruning_part, verify
 from adaptify.plan import GatesStep, Plan, Step
 from adaptify.recipe import Recipe
 from adaptify.report.schema import Report
@@ -81,13 +82,13 @@ def remove_dead_blocks(
     return Removal(gated, smaller, dead, pruned)
 
 
-def conclude_removal(removal: Removal, job: Job, accuracy_before: float | None) -> Report:
+def conclude_removal(removal: Removal, job: Job, reported: Report | None) -> Report:
     """Hold the smaller network against the run on the test images, write it, and report on what was written.
 
     Args:
         removal: The networks.
         job: The run.
-        accuracy_before: Of the checkpoint that the run came from, where it is known.
+        reported: The report of the run, where it knows the accuracy of the checkpoint that it came from.
 
     Raises:
         TargetError: The networks differ.
@@ -117,14 +118,18 @@ def conclude_removal(removal: Removal, job: Job, accuracy_before: float | None) 
         GateFit(history=History((), None), activity=(), notes=tuple(notes)), smaller, left
     )
     base, macs = whole.cost.total, report.after.macs
-    before: dict[str, Any] = {"macs": base, **size_of(whole.traced)}
-    if accuracy_before is not None:
-        before["accuracy"] = accuracy_before
+    before: dict[str, Any] = {"macs": base, **size_of(whole.traced.root)}
+    effects = report.class_effects
+    if reported is not None:
+        before["accuracy"] = reported.before.accuracy
+        was = {row.name: row.before for row in reported.class_effects}
+        effects = [row.model_copy(update={"before": was[row.name]}) for row in effects if row.name in was]
     part = pruning_part(job.recipe, whole, removal.pruned) | {"device": str(job.device)}
     return report.model_copy(
         update={
             "before": report.before.model_copy(update=before),
-            "after": report.after.model_copy(update={"kept": macs / base, **size_of(traced)}),
+            "after": report.after.model_copy(update={"kept": macs / base, **size_of(traced.root)}),
+            "class_effects": effects,
             "training": None,
             "pruning": Pruning.model_validate(part),
         }

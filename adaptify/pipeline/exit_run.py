@@ -14,6 +14,7 @@ from adaptify.pipeline import folder
 from adaptify.pipeline.calibration import calibrate_model
 from adaptify.pipeline.job import Job, peak_memory
 from adaptify.pipeline.reporting import build_report, training_part
+from adaptify.pipeline.speed import measure_speed, with_speed
 from adaptify.recipe import Recipe
 from adaptify.report.schema import Report
 from adaptify.runtime.adaptive import AdaptiveModel
@@ -53,8 +54,10 @@ def conclude_exits(fitted: ExitFit, model: AdaptiveModel, job: Job) -> Report:
     # What is reported was measured on the file that was written, really skipping.
     written = artifact.load(job.run.work / folder.MODEL, trust_code=True)
     assert isinstance(written, AdaptiveModel)
+    network = optimize(AdaptiveModel(job.network.traced).eval(), job.device)
+    fast = optimize(written, job.device)
     evaluation = evaluate(
-        optimize(written, job.device),
+        fast,
         job.data.test,
         batch_size=job.recipe.run.batch_size,
         device=job.device,
@@ -68,7 +71,8 @@ def conclude_exits(fitted: ExitFit, model: AdaptiveModel, job: Job) -> Report:
         "retrofit_s": job.seconds(),
         "peak_memory_bytes": peak_memory(),
     }
-    return build_report(
+    trained = fitted.history is not None
+    report = build_report(
         written,
         job.data.describe(),
         job.data.test,
@@ -76,20 +80,23 @@ def conclude_exits(fitted: ExitFit, model: AdaptiveModel, job: Job) -> Report:
         fitted.test,
         timing=timing,
         notes=[*job.data.notes, *job.network.notes, *fitted.notes, *doubts],
-        base_accuracy=None if fitted.history is None else _accuracy_before(job),
+        before=_predictions_before(network, job) if trained else None,
         training=None
         if fitted.history is None
         else training_part(job.recipe.train.model_dump(mode="json"), fitted.history),
     )
+    with job.progress.stage("time"):
+        base = job.network.cost.total
+        speed = measure_speed(network, fast, job.data.test, base, job.device, job.data.name)
+    return with_speed(report, speed)
 
 
-def _accuracy_before(job: Job) -> float:
-    """Accuracy on the test samples of the network as it came."""
-    network = optimize(AdaptiveModel(job.network.traced).eval(), job.device)
+def _predictions_before(network: AdaptiveModel, job: Job) -> Tensor:
+    """(N,) int64: what the network as it came makes of the test samples."""
     size = job.recipe.run.batch_size
     return evaluate(
         network, job.data.test, batch_size=size, device=job.device, progress=job.progress
-    ).accuracy
+    ).predictions
 
 
 def check_target(recipe: Recipe, model: AdaptiveModel) -> None:

@@ -9,6 +9,7 @@ from adaptify.data import Data
 from adaptify.errors import UsageError
 from adaptify.models.registry import Architecture
 from adaptify.pipeline.gate_reporting import gating_part, outcome_part, threshold_mode
+from adaptify.pipeline.outcome import effects_part
 from adaptify.pipeline.prepare import open_recipe_data
 from adaptify.pipeline.reporting import provenance
 from adaptify.progress import SILENT, Progress
@@ -99,12 +100,13 @@ def _measured(
     model.to(device)
     value = before.to_json()
     outcome = outcome_part(model, found, before.before.macs)
-    outcome["after"] = {**value["after"], **outcome["after"]}
+    outcome["after"] = {**value["after"], **outcome["after"], "milliseconds": None}
     gating = {
         **value["gating"],
         **gating_part(model, found, data, before.data.classes, device),
         **_modes(value["gating"], found, model.policy.tau),
     }
+    was = [row.before for row in before.class_effects]
     model.cpu()
     return Report.model_validate(
         {
@@ -112,7 +114,11 @@ def _measured(
             **provenance(model),
             **outcome,
             "gating": gating,
+            "class_effects": effects_part(before.data.classes, found.labels, was, found.predictions)
+            if was
+            else [],
             "calibration": model.plan.calibration,
+            "speed": None,  # it was another threshold's
             "timing": {**value["timing"], "evaluation_s": found.seconds},
         }
     )

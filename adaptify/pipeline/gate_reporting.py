@@ -12,6 +12,7 @@ from adaptify.data import Data, Split
 from adaptify.graph.sites import nodes_between
 from adaptify.methods import GateFit
 from adaptify.pipeline.gate_samples import samples_part
+from adaptify.pipeline.outcome import size_of
 from adaptify.pipeline.reporting import layer_rows
 from adaptify.runtime.gate_policy import Policy
 from adaptify.runtime.gated import GatedModel
@@ -36,13 +37,18 @@ def outcome_part(model: GatedModel, found: GateRecords, base_macs: float) -> dic
     macs = found.macs
     mean = float(macs.mean())
     return {
-        "after": {"accuracy": found.accuracy, "macs": mean, "kept": mean / base_macs},
+        "after": {
+            "accuracy": found.accuracy,
+            "macs": mean,
+            "kept": mean / base_macs,
+            **size_of(model),
+        },
         "macs_per_sample": {
             "mean": mean,
             "median": float(macs.median()),
             "p95": float(macs.quantile(0.95, interpolation="higher")),
         },
-        "layers": layer_rows(model, _runs_by_gates(model, found)),
+        "layers": layer_rows(model, _runs_by_gates(model, found), _kept_by_gates(model, found)),
     }
 
 
@@ -144,6 +150,13 @@ def _runs_by_gates(model: GatedModel, found: GateRecords) -> dict[str, float]:
             branch = nodes_between(model.traced.node(site.block.source), model.traced.node(site.block.branch))
             runs |= {node.name: _fraction(share) for node in branch if node.name not in model.whole}
     return runs
+
+
+def _kept_by_gates(model: GatedModel, found: GateRecords) -> dict[str, float]:
+    """Name of a node -> part of its MACs that is left where each gate is as open as it is on average."""
+    cost = model.gate_cost
+    now, whole = (cost.per_node(gates).tolist() for gates in (found.open, torch.ones_like(found.open)))
+    return {name: part / macs for name, part, macs in zip(cost.nodes, now, whole, strict=True)}
 
 
 def _mode(

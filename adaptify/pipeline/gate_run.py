@@ -6,12 +6,14 @@ import torch
 
 from adaptify import artifact
 from adaptify.data.identity import fingerprint
-from adaptify.errors import TargetError
+from adaptify.errors import ModelError, TargetError
 from adaptify.methods import GateFit
 from adaptify.pipeline import folder
 from adaptify.pipeline.gate_reporting import activity_part, gating_part, modes_part, outcome_part
 from adaptify.pipeline.job import Job, peak_memory
+from adaptify.pipeline.outcome import effects_part, size_of
 from adaptify.pipeline.reporting import provenance, training_part
+from adaptify.pipeline.speed import fast_form_of, measure_speed, with_speed
 from adaptify.report.schema import Report
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.gated import GatedModel
@@ -54,12 +56,15 @@ def conclude_gates(fitted: GateFit, model: GatedModel, job: Job) -> Report:
     )
     described = job.data.describe()
     base = job.network.cost.total
-    return Report.model_validate(
+    report = Report.model_validate(
         {
             **provenance(written),
             "data": described,
-            "before": {"accuracy": before.accuracy, "macs": base},
+            "before": {"accuracy": before.accuracy, "macs": base, **size_of(job.network.traced.root)},
             **outcome_part(written, found, base),
+            "class_effects": effects_part(
+                described["classes"], found.labels, before.predictions, found.predictions
+            ),
             "training": training_part(job.recipe.train.model_dump(mode="json"), fitted.history),
             "gating": {
                 **gating_part(written, found, job.data, described["classes"], job.device),
@@ -75,6 +80,13 @@ def conclude_gates(fitted: GateFit, model: GatedModel, job: Job) -> Report:
             "notes": [*job.data.notes, *job.network.notes, *fitted.notes],
         }
     )
+    try:
+        with job.progress.stage("time"):
+            fast = runs if isinstance(runs, SkippingModel) else fast_form_of(written, job.device)
+            speed = measure_speed(network, fast, job.data.test, base, job.device, job.data.name)
+    except ModelError as error:
+        return report.model_copy(update={"notes": [*report.notes, f"no time was taken: {error.message}"]})
+    return with_speed(report, speed)
 
 
 def _add_frontier(model: GatedModel, network: AdaptiveModel, job: Job) -> None:

@@ -6,8 +6,10 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from adaptify import artifact
 from adaptify.data import Data
@@ -22,20 +24,22 @@ from adaptify.pipeline.dead_blocks import can_have_dead_blocks
 from adaptify.pipeline.dead_run import conclude_removal, remove_dead_blocks
 from adaptify.pipeline.finetune import train_on
 from adaptify.pipeline.job import Job, fit_context, peak_memory
+from adaptify.pipeline.outcome import effects_part, size_of
 from adaptify.pipeline.prepare import Network, classes_of, make_method, open_network, open_recipe_data
-from adaptify.pipeline.pruning import Pruned, pruning_part, size_of, take_turns, verify
+from adaptify.pipeline.pruning import Pruned, pruning_part, verify
 from adaptify.pipeline.reporting import layer_rows, provenance, training_part
+from adaptify.pipeline.run_files import write_run_report
+from adaptify.pipeline.speed import fast_form_of, measure_speed, with_speed
 from adaptify.pipeline.unfinished import Beginning, Unfinished, new_run
 from adaptify.plan import Plan
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import Recipe
-from adaptify.report.html import write_html
-from adaptify.report.schema import DataInfo, Report, read_report, write_report
+from adaptify.report.schema import DataInfo, Report, read_report
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.device import pick_device
 from adaptify.runtime.gated import GatedModel
 from adaptify.runtime.optimize import optimize
-from adaptify.training.evaluate import evaluate
+from adaptify.training.evaluate import Evaluation, evaluate
 from adaptify.training.options import LoopOptions
 
 UNMEASURED = "accuracy was not measured: --data measures it"
@@ -200,8 +204,7 @@ def prune(
         else:
             report = _prune(recipe, opened, fit_context(recipe, device, run.work, progress), started)
         write_text(run.work / folder.ENVIRONMENT, json.dumps(describe_environment(), indent=1) + "\n")
-        write_report(report, run.work / folder.REPORT)
-        write_html(report, run.work / folder.PAGE)
+        report = write_run_report(report, recipe, run.work)
     return Finished(run.final, report)
 
 
@@ -209,9 +212,8 @@ def _prune(recipe: Recipe, opened: Opened, context: FitContext, started: float) 
     """Remove what gates close for all samples, or what was judged; write the artifact, and report on it."""
     network, data, device, progress = opened.network, opened.data, context.device, context.progress
     before = AdaptiveModel(network.traced).eval()
-    measured_before = _reported_before(recipe, opened)
-    if measured_before is None:
-        measured_before = _accuracy(before, data, recipe, device, progress)
+    reported = _reported_before(recipe, opened)
+    seen = None if reported is not None else _evaluate(before, data, recipe, device, progress)
     pruned = choose(recipe, network, opened.gated, data, device, context)
     for note in pruned.notes:
         progress.note(note)
@@ -223,28 +225,25 @@ def _prune(recipe: Recipe, opened: Opened, context: FitContext, started: float) 
     # What is measured is the file that was written.
     written = artifact.load(context.folder / folder.MODEL, trust_code=True)
     assert isinstance(written, AdaptiveModel)
-    accuracy = _accuracy(written, data, recipe, device, progress)
-    with progress.stage("time"):
-        milliseconds = take_turns([optimize(item, device) for item in (before, written)], device)
+    found = _evaluate(written, data, recipe, device, progress)
     base, macs = network.cost.total, written.cost.total
     history = tuned if tuned is not None and tuned.rows else pruned.history
-    return Report.model_validate(
+    report = Report.model_validate(
         {
             **provenance(written),
             "data": data.describe() if data is not None else None,
             "before": {
                 "macs": base,
-                "accuracy": measured_before,
-                "milliseconds": milliseconds[0],
-                **size_of(network.traced),
+                "accuracy": reported.before.accuracy if reported else seen.accuracy if seen else None,
+                **size_of(network.traced.root),
             },
             "after": {
                 "macs": macs,
                 "kept": macs / base,
-                "accuracy": accuracy,
-                "milliseconds": milliseconds[1],
-                **size_of(written.backbone()),
+                "accuracy": found.accuracy if found is not None else None,
+                **size_of(written.backbone().root),
             },
+            "class_effects": _effects(data, reported, seen, found),
             "macs_per_sample": {"mean": macs, "median": macs, "p95": macs},
             "training": training_part(recipe.train.model_dump(mode="json"), history) if history else None,
             "pruning": pruning_part(recipe, network, pruned) | {"device": str(device)},
@@ -262,6 +261,23 @@ def _prune(recipe: Recipe, opened: Opened, context: FitContext, started: float) 
             ],
         }
     )
+    with progress.stage("time"):
+        was, now = (fast_form_of(item, device) for item in (before, written))
+        images = data.test if data is not None else None
+        speed = measure_speed(was, now, images, base, device, data.name if data is not None else None)
+    return with_speed(report, speed)
+
+
+def _effects(
+    data: Data | None, reported: Report | None, before: Evaluation | None, after: Evaluation | None
+) -> list[dict[str, Any]]:
+    """What became of each class; nothing where it was not measured, or is not known of the network before."""
+    if data is None or after is None:
+        return []
+    was: Tensor | list[float] | None = before.predictions if before is not None else None
+    if reported is not None and reported.class_effects:
+        was = [row.before for row in reported.class_effects]
+    return effects_part(data.classes, after.labels, was, after.predictions) if was is not None else []
 
 
 def parts_needed(recipe: Recipe, gated: GatedModel | None) -> tuple[Part, ...]:
@@ -275,8 +291,11 @@ def parts_needed(recipe: Recipe, gated: GatedModel | None) -> tuple[Part, ...]:
     return ("train", "test") if recalibrates or judges else ("test",)
 
 
-def _reported_before(recipe: Recipe, opened: Opened) -> float | None:
-    """Accuracy of the checkpoint that a run with gates came from; with gates open, its network is another."""
+def _reported_before(recipe: Recipe, opened: Opened) -> Report | None:
+    """The report of a run with gates, if it knows the accuracy of the checkpoint that the run came from.
+
+    With its gates open, the network of the run is another one.
+    """
     if opened.gated is None or opened.data is None:
         return None
     try:
@@ -284,17 +303,17 @@ def _reported_before(recipe: Recipe, opened: Opened) -> float | None:
     except AdaptifyError:
         return None
     same = report.data is not None and report.data == DataInfo.model_validate(opened.data.describe())
-    return report.before.accuracy if same else None
+    return report if same and report.measured else None
 
 
-def _accuracy(
+def _evaluate(
     model: AdaptiveModel, data: Data | None, recipe: Recipe, device: torch.device, progress: Progress
-) -> float | None:
+) -> Evaluation | None:
     if data is None:
         return None
     fast = optimize(model, device)
     size = recipe.run.batch_size
-    return evaluate(fast, data.test, batch_size=size, device=device, progress=progress).accuracy
+    return evaluate(fast, data.test, batch_size=size, device=device, progress=progress)
 
 
 def _plan(recipe: Recipe, network: Network, pruned: Pruned) -> Plan:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,13 +18,10 @@ from adaptify.pipeline.prepare import Network
 from adaptify.plan import Step
 from adaptify.recipe import Recipe
 from adaptify.report.schema import PrunedLayer
-from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.training.history import History
 
 TOLERANCE = 1e-5
 """How far the outputs of the pruned network may be from those of the reference, relative to the largest."""
-
-_ROUNDS, _WARM_UP, _SECONDS = 50, 3, 4.0
 
 
 @dataclass(frozen=True)
@@ -134,30 +129,3 @@ def _channels(module: nn.Module) -> int | None:
         if isinstance(count := getattr(module, name, None), int):
             return count
     return None
-
-
-def size_of(traced: Traced) -> dict[str, int]:
-    """Number of parameters, and bytes of all tensors of the state dict."""
-    tensors: Mapping[str, Tensor] = traced.root.state_dict()
-    return {
-        "parameters": sum(parameter.numel() for parameter in traced.root.parameters()),
-        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
-    }
-
-
-def take_turns(models: list[AdaptiveModel], device: torch.device, batch_size: int = 1) -> list[float]:
-    """Median milliseconds of one batch for each network; they take turns, so that all meet the same load."""
-    images = torch.randn(batch_size, *models[0].traced.input_shape, device=device)
-    times: list[list[float]] = [[] for _ in models]
-    end = time.perf_counter() + _SECONDS
-    with torch.inference_mode():
-        for turn in range(_WARM_UP + _ROUNDS):
-            for model, own in zip(models, times, strict=True):
-                started = time.perf_counter()
-                output: Any = model.run(images).logits
-                output.flatten()[0].item()  # an accelerator has finished when its result is here
-                if turn >= _WARM_UP:
-                    own.append(1000 * (time.perf_counter() - started))
-            if turn > _WARM_UP and time.perf_counter() > end:
-                break
-    return [statistics.median(own) for own in times]

@@ -17,6 +17,7 @@ from adaptify.environment import describe_environment
 from adaptify.errors import UsageError
 from adaptify.pipeline.exit_curves import anytime_part, budgeted_part
 from adaptify.pipeline.exit_examples import exit_examples
+from adaptify.pipeline.outcome import effects_part, size_of
 from adaptify.plan import Plan
 from adaptify.report.schema import Report
 from adaptify.runtime.adaptive import AdaptiveModel
@@ -36,7 +37,7 @@ def build_report(
     *,
     timing: Mapping[str, float | None],
     notes: Sequence[str] = (),
-    base_accuracy: float | None = None,
+    before: Tensor | Report | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> Report:
     """Put the report of an adaptive network together.
@@ -49,7 +50,8 @@ def build_report(
         records: What every exit says about every test sample.
         timing: Seconds and bytes worth reporting.
         notes: What the user should know.
-        base_accuracy: Of the network as it came; None: it is the same as without leaving early.
+        before: What the network as it came predicts, (N,) int64, or an earlier report that knows how right
+            it was; None: it is the same as without leaving early.
         training: The `training` part, where the network was trained with its exits.
     """
     macs = evaluation.macs(model.exit_macs(model.policy)).double()
@@ -60,15 +62,13 @@ def build_report(
     value: dict[str, Any] = {
         **provenance(model),
         "data": dict(data),
-        "before": {
-            "accuracy": records.base_accuracy if base_accuracy is None else base_accuracy,
-            "macs": base,
-        },
+        "before": {**_before(before, records), "macs": base, **size_of(model.backbone().root)},
         "training": training,
         "after": {
             "accuracy": evaluation.accuracy,
             "macs": float(macs.mean()),
             "kept": float(macs.mean()) / base,
+            **size_of(model),
         },
         "calibration": plan.calibration,
         "exits": _exits(model, names, evaluation, records),
@@ -85,6 +85,7 @@ def build_report(
             torch.bincount(evaluation.labels[evaluation.exit_index == index], minlength=len(classes)).tolist()
             for index in range(len(names))
         ],
+        "class_effects": _effects(before, records, evaluation, classes),
         "examples": exit_examples(images, classes, names, evaluation) if images is not None else {},
         "timing": dict(timing),
         "notes": list(notes),
@@ -117,6 +118,27 @@ def provenance(model: NetworkView) -> dict[str, Any]:
         "method": plan.method,
         "environment": describe_environment(),
     }
+
+
+def _before(before: Tensor | Report | None, records: ExitRecords) -> dict[str, Any]:
+    if isinstance(before, Report):
+        return {"accuracy": before.before.accuracy}
+    predictions = records.predictions[-1] if before is None else before
+    return {"accuracy": float((predictions == records.labels).double().mean())}
+
+
+def _effects(
+    before: Tensor | Report | None, records: ExitRecords, evaluation: Evaluation, classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """What became of each class; nothing where an earlier report does not know how right the network was."""
+    was: Tensor | list[float] = records.predictions[-1]
+    if isinstance(before, Report):
+        if not before.class_effects:
+            return []
+        was = [row.before for row in before.class_effects]
+    elif before is not None:
+        was = before
+    return effects_part(classes, evaluation.labels, was, evaluation.predictions)
 
 
 def _plan_of(model: NetworkView) -> Plan:
@@ -171,14 +193,17 @@ def training_part(options: Mapping[str, Any], history: History) -> dict[str, Any
     }
 
 
-def layer_rows(model: Adapted, runs: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
+def layer_rows(
+    model: Adapted, runs: Mapping[str, float] | None = None, kept: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
     """Every node with MACs or parameters, and the mean share of samples that run it.
 
     Args:
         model: The network.
         runs: Name of a node -> that share, for nodes that not all samples run.
+        kept: Name of a node -> the part of its MACs that is left, for nodes of which that is another share.
     """
-    runs = runs or {}
+    runs, kept = runs or {}, kept or {}
     rows = []
     for node in model.traced.graph.nodes:
         parameters = _parameters(model.traced.root, node)
@@ -192,6 +217,7 @@ def layer_rows(model: Adapted, runs: Mapping[str, float] | None = None) -> list[
                     "parameters": parameters,
                     "macs": macs,
                     "executed": runs.get(node.name, 1.0),
+                    "kept": kept.get(node.name),
                 }
             )
     return rows

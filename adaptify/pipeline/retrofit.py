@@ -29,12 +29,12 @@ from adaptify.pipeline.prepare import (
     plan_for,
     with_fresh_gates,
 )
+from adaptify.pipeline.run_files import write_run_report
 from adaptify.pipeline.unfinished import Beginning, Unfinished, new_run
 from adaptify.plan import Step
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import CalibrateSection, Recipe
-from adaptify.report.html import write_html
-from adaptify.report.schema import Report, write_report
+from adaptify.report.schema import Report
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.device import pick_device
 from adaptify.runtime.gated import GatedModel
@@ -150,8 +150,7 @@ def retrofit(
         model.plan = plan_for(recipe, network, before.steps)
         report = conclude(fitted, model, Job(recipe, network, data, run, device, progress, started))
         write_text(run.work / folder.ENVIRONMENT, json.dumps(describe_environment(), indent=1) + "\n")
-        write_report(report, run.work / folder.REPORT)
-        write_html(report, run.work / folder.PAGE)
+        report = write_run_report(report, recipe, run.work)
     return Retrofitted(run.final, report)
 
 

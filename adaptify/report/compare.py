@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptify.report.curves import anytime, anytime_within, budgeted, budgeted_within, chosen
-from adaptify.report.schema import Report
+from adaptify.report.derive import payers
+from adaptify.report.schema import ClassEffect, Report
 from adaptify.report.svg import ticks
 from adaptify.text import whole
 
@@ -37,6 +38,12 @@ class Run:
         if before.parameters is not None and after.parameters is not None:
             return before.parameters, after.parameters
         return model.parameters, model.parameters + model.gate_parameters
+
+    @property
+    def worst(self) -> ClassEffect | None:
+        """The class that loses the most accuracy; None where no class loses any, or that is not known."""
+        paid = payers(self.report)
+        return paid.rows[0] if paid is not None and paid.lose else None
 
     @property
     def images_per_second(self) -> float | None:

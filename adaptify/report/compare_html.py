@@ -8,7 +8,7 @@ from functools import partial
 from adaptify.files import write_text
 from adaptify.report.compare import Comparison, best_of
 from adaptify.report.html import environment
-from adaptify.report.plots.curves import comparison_backbones, comparison_figure
+from adaptify.report.plots.curves import comparison_backbones, comparison_figure, hidden_places
 from adaptify.report.plots.heat import HEAT_LEVELS
 from adaptify.report.sections import wide_and_narrow
 from adaptify.version import VERSION
@@ -27,6 +27,7 @@ def render_comparison(comparison: Comparison) -> str:
         "comparison": comparison,
         "version": VERSION,
         "figure": wide_and_narrow(partial(comparison_figure, runs), _WIDE) if comparison.measured else None,
+        "hidden": hidden_places(runs) if comparison.measured else 0,
         "backbones": comparison_backbones(runs),
         "budgets": [
             (title, [(macs, values, best_of(values)) for macs, values in rows])
@@ -34,7 +35,11 @@ def render_comparison(comparison: Comparison) -> str:
             if any(value is not None for _, values in rows for value in values)
         ],
         "data": list(dict.fromkeys(run.report.data.name for run in runs if run.report.data)),
-        "timed": any(run.images_per_second is not None for run in runs),
+        "sized": any(run.report.after.bytes is not None for run in runs),
+        "clocked": any(run.report.after.milliseconds is not None for run in runs),
+        "machines": list(dict.fromkeys(run.report.speed.machine for run in runs if run.report.speed)),
+        "timed": all(run.report.after.milliseconds is None for run in runs)
+        and any(run.images_per_second is not None for run in runs),
         "palette": [],
         "samples": None,
         "heat_levels": HEAT_LEVELS,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from adaptify.report.schema import Point, Report
+from adaptify.report.schema import ClassEffect, Point, Report
 from adaptify.report.schema.exits import Promise
-from adaptify.text import memory, percent, points, quantity, whole
+from adaptify.text import memory, milliseconds, percent, points, quantity, whole
 
 
 @dataclass(frozen=True)
@@ -140,24 +141,81 @@ def headline(report: Report) -> list[tuple[str, str, str, str]]:
     rows += [
         ("MACs per sample", quantity(before.macs), quantity(after.macs), f"{percent(after.kept)} kept"),
         ("FLOPs per sample", quantity(2 * before.macs), quantity(2 * after.macs), "2 x MACs"),
+        *_times(report),
         ("Parameters", *parameters(report)),
     ]
-    batch = report.pruning.batch_size if report.pruning else 1
-    for name, was, left, write in (
-        ("Size", before.bytes, after.bytes, memory),
-        (f"Time, batch of {batch}", before.milliseconds, after.milliseconds, _milliseconds),
-    ):
-        if was and left is not None:
-            rows.append((name, write(was), write(left), f"{percent(left / was)} kept"))
+    if before.bytes and after.bytes is not None:
+        rows.append(("Size", memory(before.bytes), memory(after.bytes), change(after.bytes / before.bytes)))
     return rows
+
+
+def _times(report: Report) -> Iterator[tuple[str, str, str, str]]:
+    """Rows of the headline: of a single image, and of larger batches where they were timed."""
+    found: dict[int, tuple[float | None, float | None]] = {
+        report.pruning.batch_size if report.pruning else 1: (
+            report.before.milliseconds,
+            report.after.milliseconds,
+        )
+    }
+    if report.speed is not None:
+        found |= {row.batch_size: (row.before, row.after) for row in report.speed.batches}
+    for size, (was, left) in found.items():
+        if was and left is not None:
+            name = "Time, one image" if size == 1 else f"Time, {size} images"
+            yield name, milliseconds(was), milliseconds(left), change(left / was)
+
+
+def change(ratio: float) -> str:
+    """Return in words what is left of something, or how much it has grown.
+
+    >>> change(0.5), change(1.25)
+    ('50.0% kept', '25.0% more')
+    """
+    return f"{percent(ratio)} kept" if ratio <= 1 else f"{percent(ratio - 1)} more"
+
+
+@dataclass(frozen=True)
+class Payers:
+    """Who pays for the savings: classes by what became of their accuracy on the test samples.
+
+    Attributes:
+        rows: The classes, those that lose the most first.
+        lose: How many lose accuracy.
+        gain: How many gain.
+        one_image: What one image of a class of median size counts, as a fraction of its accuracy.
+    """
+
+    rows: tuple[ClassEffect, ...]
+    lose: int
+    gain: int
+    one_image: float
+
+    @property
+    def most(self) -> float:
+        """The largest change, in either direction; 0: nothing changed."""
+        return max(abs(row.after - row.before) for row in self.rows)
+
+
+def payers(report: Report) -> Payers | None:
+    """Return who pays for the savings of a report; `None` where that was not recorded."""
+    if not report.class_effects:
+        return None
+    rows = sorted(report.class_effects, key=lambda row: (row.after - row.before, row.after))
+    changes = [row.after - row.before for row in rows]
+    return Payers(
+        tuple(rows),
+        sum(change < 0 for change in changes),
+        sum(change > 0 for change in changes),
+        1 / statistics.median(row.samples for row in rows),
+    )
 
 
 def parameters(report: Report) -> tuple[str, str, str]:
     """Return the number of parameters before and after, and what became of them."""
     before, after, model = report.before.parameters, report.after.parameters, report.model
-    if before is not None and after is not None:
-        return quantity(before), quantity(after), f"{percent(after / before)} kept"
     gates = model.gate_parameters
+    if before is not None and after is not None and after - before != gates:
+        return quantity(before), quantity(after), change(after / before)
     return quantity(model.parameters), quantity(model.parameters + gates), f"{quantity(gates)} in gates"
 
 
@@ -170,10 +228,6 @@ def _in_words(promise: Promise) -> str:
 
 def _points(value: float) -> str:
     return f"{value:g} {'point' if value == 1 else 'points'}"
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:.3g} ms"
 
 
 def _lost(drop: float) -> str:

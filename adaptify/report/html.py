@@ -9,24 +9,29 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from adaptify import text
 from adaptify.files import write_text
 from adaptify.report.curves import anytime, budgeted_within
-from adaptify.report.derive import class_rows, headline, operating_point, target
+from adaptify.report.derive import class_rows, headline, operating_point, payers, target
 from adaptify.report.plots.curves import anytime_figure, draws_backbone
 from adaptify.report.plots.exits import compute_figure, frontier_figure, palette
 from adaptify.report.plots.heat import HEAT_LEVELS
 from adaptify.report.schema import Report
 from adaptify.report.sections import ends, gating_section, samples_section, training_section, wide_and_narrow
 
+_FILTERS = (text.memory, text.milliseconds, text.quantity, text.percent, text.points, text.whole, text.shape)
+
 
 def render_html(report: Report) -> str:
     """Return the page of a report."""
     rows = class_rows(report)
     classes = ends(rows)
+    paid = payers(report)
+    payer_ends = ends(paid.rows) if paid is not None else []
     facts = {
         "report": report,
         "palette": palette(len(report.exits)),
@@ -38,6 +43,13 @@ def render_html(report: Report) -> str:
             "anytime": wide_and_narrow(partial(anytime_figure, report)) if len(report.exits) > 1 else None,
             "compute": wide_and_narrow(partial(compute_figure, report)) if len(report.exits) > 1 else None,
         },
+        "payers": paid,
+        "payer_ends": payer_ends,
+        "payers_between": len(paid.rows) - sum(map(len, payer_ends)) if paid is not None else 0,
+        "layer_rest": report.after.macs - sum(layer.macs_kept for layer in report.layers),
+        "recipe": yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True).rstrip()
+        if report.recipe
+        else "",
         "curves": _curves(report) if len(report.exits) > 1 else None,
         "classes": classes,
         "classes_between": len(rows) - sum(map(len, classes)),
@@ -96,7 +108,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for function in (text.quantity, text.percent, text.points, text.whole, text.shape):
+    for function in _FILTERS:
         environment.filters[function.__name__] = function
     environment.filters["minus"] = lambda value: value.replace("-", "\N{MINUS SIGN}")
     return environment

@@ -80,7 +80,7 @@ def test_the_headline_compares_what_was_measured() -> None:
     assert "Accuracy 90.00% 85.00% -5.00 points" in text
     assert "Parameters 2.00 k 1.00 k 50.0% kept" in text
     assert "Size 8.0 KiB 4.0 KiB 50.0% kept" in text
-    assert "Time, batch of 1 4 ms 3 ms 75.0% kept" in text
+    assert "Time, one image 4.00 ms 3.00 ms 75.0% kept" in text
     assert not any(line.startswith(("Exits", "MACs per sample: ", "Frontier")) for line in text)
 
 

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from adaptify.report.compare import Run
 from adaptify.report.curves import Place, anytime, budgeted, came, chosen, worth_drawing
-from adaptify.report.plots.axes import Axes, square
+from adaptify.report.plots.axes import Axes, floor_of_interest, square
 from adaptify.report.schema import Report
 from adaptify.report.svg import Svg
 from adaptify.text import percent, quantity
@@ -69,7 +69,8 @@ def comparison_figure(runs: Sequence[Run], width: float, height: float = 380) ->
         height: Height of the figure.
     """
     shown = [(index, run) for index, run in enumerate(runs) if run.report.measured]
-    places = [place for _, run in shown for place in _places(run.report)]
+    floor = comparison_floor(runs)
+    places = [place for _, run in shown for place in _above(floor, _places(run.report))]
     backbones = comparison_backbones(runs)
     axes = _axes(
         f"Accuracy against MACs on the test samples: {len(shown)} runs", [*places, *backbones], width, height
@@ -79,10 +80,11 @@ def comparison_figure(runs: Sequence[Run], width: float, height: float = 380) ->
     for place in backbones:
         _backbone(axes, place)
     for index, run in reversed(shown):
-        curve = budgeted(run.report)
+        curve = _above(floor, budgeted(run.report))
         if len(run.report.exits) > 1:
-            svg.polyline([_at(axes, place) for place in anytime(run.report)], f"faint s{index}")
-            for place in anytime(run.report):
+            exits = _above(floor, anytime(run.report))
+            svg.polyline([_at(axes, place) for place in exits], f"faint s{index}")
+            for place in exits:
                 told = f"{run.name}, one exit for all: {_told(place)}"
                 svg.circle(*_at(axes, place), 3.5, f"hollow s{index}", told)
         svg.polyline([_at(axes, place) for place in curve], f"series s{index}")
@@ -98,6 +100,22 @@ def comparison_figure(runs: Sequence[Run], width: float, height: float = 380) ->
     return svg.markup()
 
 
+def comparison_floor(runs: Sequence[Run]) -> float:
+    """Return the accuracy below which a figure of several runs shows nothing.
+
+    Thresholds that nobody would choose would press what was chosen into a corner.
+    """
+    measured = [run.report for run in runs if run.report.measured]
+    best = max(accuracy for report in measured for _, accuracy in _places(report))
+    return floor_of_interest(best, min(report.accuracies[1] for report in measured))
+
+
+def hidden_places(runs: Sequence[Run]) -> int:
+    """Return how many thresholds and exits are below the figure of several runs."""
+    floor = comparison_floor(runs)
+    return sum(accuracy < floor for run in runs if run.report.measured for _, accuracy in _places(run.report))
+
+
 def comparison_backbones(runs: Sequence[Run]) -> list[Place]:
     """Return the networks as they came that are on the figure of several runs, each once."""
     measured = [run.report for run in runs if run.report.measured]
@@ -110,6 +128,10 @@ def _places(report: Report) -> list[Place]:
     now = chosen(report)
     exits = anytime(report) if len(report.exits) > 1 else []
     return [*budgeted(report), *exits, *([now] if now is not None else [])]
+
+
+def _above(floor: float, places: Sequence[Place]) -> list[Place]:
+    return [place for place in places if place[1] >= floor]
 
 
 def _axes(label: str, places: list[Place], width: float, height: float) -> Axes:

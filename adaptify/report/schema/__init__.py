@@ -8,20 +8,34 @@ from adaptify.report.schema.examples import ClassExamples, Example, Examples
 from adaptify.report.schema.exits import Calibration, Exit, Measured, Point
 from adaptify.report.schema.file import parse_report, read_report, write_report
 from adaptify.report.schema.gating import GateEpoch, GateMode, GateSite, Gating
-from adaptify.report.schema.network import After, Before, DataInfo, Layer, MacsPerSample, Method, Model, Size
+from adaptify.report.schema.network import (
+    After,
+    Before,
+    ClassEffect,
+    DataInfo,
+    Layer,
+    MacsPerSample,
+    Method,
+    Model,
+    Size,
+    WrittenFile,
+)
 from adaptify.report.schema.pruning import PrunedLayer, Pruning
 from adaptify.report.schema.report import FORMAT, VERSION, Report
 from adaptify.report.schema.samples import BlockUse, ChannelUse, ClassUse, MacsHistogram, Samples
+from adaptify.report.schema.speed import BatchTime, Speed
 from adaptify.report.schema.training import Training, TrainingEpoch
 
 __all__ = [
     "FORMAT",
     "VERSION",
     "After",
+    "BatchTime",
     "Before",
     "BlockUse",
     "Calibration",
     "ChannelUse",
+    "ClassEffect",
     "ClassExamples",
     "ClassUse",
     "DataInfo",
@@ -44,8 +58,10 @@ __all__ = [
     "Report",
     "Samples",
     "Size",
+    "Speed",
     "Training",
     "TrainingEpoch",
+    "WrittenFile",
     "parse_report",
     "read_report",
     "write_report",

@@ -3,7 +3,9 @@
 # ruff: noqa: RUF012 (pydantic copies the defaults of fields)
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from adaptify.report.schema.part import Fraction, Part
 
@@ -44,7 +46,8 @@ class Size(Part):
     Attributes:
         parameters: Number of parameters.
         bytes: Size of its tensors.
-        milliseconds: Time of one batch: the median of runs that took turns with the other network's.
+        milliseconds: Time of one image, or of one batch of a report that says how large it is, in turns with
+            the other network.
     """
 
     parameters: int | None = None
@@ -76,7 +79,13 @@ class MacsPerSample(Part):
 
 
 class Layer(Part):
-    """One layer; `executed` is the mean fraction of samples that run it."""
+    """One layer.
+
+    Attributes:
+        executed: Mean fraction of the samples that run it.
+        kept: Part of its MACs that is left; `None`: the same. Where gates choose channels, it is that of the
+            mean openness of the gates on both sides of the layer.
+    """
 
     name: str
     type: str
@@ -84,3 +93,25 @@ class Layer(Part):
     parameters: int
     macs: int
     executed: float = 1.0
+    kept: float | None = None
+
+    @property
+    def macs_kept(self) -> float:
+        """Mean MACs that are left, per sample."""
+        return self.macs * (self.executed if self.kept is None else self.kept)
+
+
+class WrittenFile(Part):
+    """The artifact that was written: its size in bytes, and the SHA-256 of its content."""
+
+    bytes: int
+    sha256: str
+
+
+class ClassEffect(Part):
+    """What became of the test samples of a class, by their true label; accuracies are shares of `samples`."""
+
+    name: str
+    samples: Annotated[int, Field(ge=1)]
+    before: Fraction
+    after: Fraction

@@ -12,9 +12,20 @@ from adaptify.errors import UsageError
 from adaptify.report.schema.examples import Examples
 from adaptify.report.schema.exits import Calibration, Exit, Measured, Point
 from adaptify.report.schema.gating import Gating
-from adaptify.report.schema.network import After, Before, DataInfo, Layer, MacsPerSample, Method, Model
+from adaptify.report.schema.network import (
+    After,
+    Before,
+    ClassEffect,
+    DataInfo,
+    Layer,
+    MacsPerSample,
+    Method,
+    Model,
+    WrittenFile,
+)
 from adaptify.report.schema.part import Part
 from adaptify.report.schema.pruning import Pruning
+from adaptify.report.schema.speed import Speed
 from adaptify.report.schema.training import Training
 
 FORMAT = "adaptify.report"
@@ -27,6 +38,10 @@ class Report(Part):
     Attributes:
         anytime: Each exit for all test samples, the heads before it computed too; older reports have none.
         budgeted: Each point of `frontier` on the test samples; older reports have none.
+        class_effects: What became of each class that has test samples; older reports have none.
+        speed: How long the networks take; `None` where nobody measured it.
+        recipe: Every setting of the run, as `recipe.yaml` has them; older reports have none.
+        file: The artifact that all of this is about; older reports have none.
     """
 
     format: Literal["adaptify.report"] = "adaptify.report"
@@ -50,8 +65,12 @@ class Report(Part):
     budgeted: list[Measured] = []
     layers: list[Layer] = []
     classes_per_exit: list[list[int]] = []
+    class_effects: list[ClassEffect] = []
     examples: Examples = Examples()
+    speed: Speed | None = None
     timing: dict[str, float | None] = {}
+    recipe: dict[str, Any] = {}
+    file: WrittenFile | None = None
     environment: dict[str, Any] = {}
     notes: list[str] = []
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from rich.console import RenderableType
 from rich.text import Text
 
+from adaptify.report.derive import payers
 from adaptify.report.schema import Report
-from adaptify.report.tables.exits import classes_table, exits_table, frontier_table
+from adaptify.report.tables.exits import classes_table, exits_table, frontier_table, payers_table
 from adaptify.report.tables.gating import class_uses_table, gating_table
-from adaptify.report.tables.network import headline_table, layers_table, pruning_table
+from adaptify.report.tables.network import headline_table, layers_table, pruning_table, speed_table
 
 __all__ = ["exits_table", "gating_table", "headline_table", "pruning_table", "report_tables"]
 
@@ -35,5 +36,10 @@ def report_tables(report: Report, *, layers: bool = True) -> list[RenderableType
         if report.gating.samples is not None and report.gating.samples.classes:
             tables.append(class_uses_table(report.gating.samples.classes))
         tables.append(gating_table(report, report.gating))
+    paid = payers(report)
+    if paid is not None:
+        tables.append(payers_table(paid))
+    if report.speed is not None:
+        tables.append(speed_table(report.speed))
     tables.append(headline_table(report))
     return [part for table in tables for part in (Text(), table)]

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from adaptify.report.compare import Comparison, best_of
 from adaptify.report.tables.parts import new_table, one_line, titled
-from adaptify.text import percent, quantity, whole
+from adaptify.text import milliseconds, percent, quantity, whole
 
 _ROOM = 70  # columns for all runs beside the MACs
 _NARROWEST = 7  # columns of an accuracy
@@ -52,9 +52,20 @@ def _by_budget(comparison: Comparison, rows: Sequence[tuple[float | None, ...]])
 
 
 def _runs(comparison: Comparison) -> Table:
+    clocked = any(run.report.after.milliseconds is not None for run in comparison.runs)
     timed = any(run.images_per_second is not None for run in comparison.runs)
     table = new_table(
-        ["run", "method", "before", "after", "MACs", "kept", "params", *(["images/s"] if timed else [])],
+        [
+            "run",
+            "method",
+            "before",
+            "after",
+            "MACs",
+            "kept",
+            "params",
+            *(["ms"] if clocked else []),
+            *(["images/s"] if timed else []),
+        ],
         left=2,
     )
     for run in comparison.runs:
@@ -67,6 +78,11 @@ def _runs(comparison: Comparison) -> Table:
             quantity(after.macs),
             percent(after.kept),
             quantity(run.parameters[1]),
+            *([_figure(after.milliseconds)] if clocked else []),
             *(["-" if rate is None else whole(round(rate))] if timed else []),
         )
     return table
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else milliseconds(value).removesuffix(" ms")

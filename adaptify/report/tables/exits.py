@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 
-from adaptify.report.derive import chosen_point, class_rows, spread
+from adaptify.report.derive import Payers, chosen_point, class_rows, spread
 from adaptify.report.schema import Report
 from adaptify.report.tables.parts import new_table, one_line, titled
 from adaptify.text import percent, points, quantity, whole
 
 _MOST_POINTS = 12  # of the frontier
 _MOST_CLASSES = 12
+_MOST_PAYERS = 8
 
 
 def exits_table(report: Report) -> RenderableType:
@@ -64,6 +65,25 @@ def frontier_table(report: Report) -> RenderableType:
             style="bold" if point is chosen else "",
         )
     return titled(f"Frontier ({some}{on})", table)
+
+
+def payers_table(paid: Payers) -> RenderableType:
+    """Return the classes whose accuracy the savings cost most, and, last, those that gained."""
+    table = new_table(["class", "images", "before", "after", "points"], left=1)
+    rows = paid.rows
+    shown = rows if len(rows) <= _MOST_PAYERS + 2 else (*rows[:_MOST_PAYERS], *rows[-2:])
+    for place, row in enumerate(shown):
+        if len(shown) < len(rows) and place == _MOST_PAYERS:
+            between = Text(f"{whole(len(rows) - len(shown))} more classes", style="dim")
+            table.add_row(between, "", "", "", "")
+        change = points(row.after - row.before, 1)
+        table.add_row(one_line(row.name), whole(row.samples), percent(row.before), percent(row.after), change)
+    words = f"{whole(paid.lose)} of {whole(len(rows))} classes lose, {whole(paid.gain)} gain"
+    image = f"{100 * paid.one_image:.2g} points"
+    return Group(
+        titled("Who pays (accuracy of each class on the test samples)", table),
+        Text(f"{words}; in a class of median size, one image is {image}", style="dim"),
+    )
 
 
 def classes_table(report: Report) -> RenderableType:

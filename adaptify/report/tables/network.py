@@ -7,9 +7,9 @@ from rich.text import Text
 
 from adaptify.report.derive import headline, target
 from adaptify.report.learned import training_line
-from adaptify.report.schema import Pruning, Report
+from adaptify.report.schema import Pruning, Report, Speed
 from adaptify.report.tables.parts import new_table, one_line, titled
-from adaptify.text import percent, quantity, shape, whole
+from adaptify.text import milliseconds, percent, quantity, shape, whole
 
 
 def headline_table(report: Report) -> RenderableType:
@@ -37,6 +37,27 @@ def headline_table(report: Report) -> RenderableType:
         if asked.promise is not None:
             lines.append(Text(f"promised: {asked.promise}"))
     return Group(titled(title, table), *lines)
+
+
+def speed_table(speed: Speed) -> RenderableType:
+    """Return how long both networks take, by batch size."""
+    table = new_table(["batch", "images", "before", "after", "time left", "rounds", "MACs left"])
+    for row in speed.batches:
+        table.add_row(
+            whole(row.batch_size),
+            whole(row.images),
+            milliseconds(row.before),
+            milliseconds(row.after),
+            percent(row.ratio),
+            f"{percent(row.low, 0)} to {percent(row.high, 0)}",
+            percent(row.kept),
+        )
+    threads = f", {speed.threads} thread{'s' if speed.threads > 1 else ''}" if speed.device == "cpu" else ""
+    images = f"test images of {speed.data}" if speed.data else "random values"
+    told = [f"{speed.machine}{threads}, {images}; the fastest of {speed.rounds} rounds, in turns"]
+    if not all(row.steady for row in speed.batches):
+        told.append("the rounds do not agree: the machine was busy; --time measures again")
+    return Group(titled("Time", table), *(Text(line, style="dim") for line in told))
 
 
 def pruning_table(pruning: Pruning) -> RenderableType:
@@ -73,6 +94,6 @@ def layers_table(report: Report) -> RenderableType:
             quantity(layer.parameters),
             quantity(layer.macs),
             percent(layer.executed),
-            quantity(layer.macs * layer.executed),
+            quantity(layer.macs_kept),
         )
     return titled("Layers", table)
