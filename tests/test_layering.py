@@ -28,7 +28,7 @@ ORDER = {room: place for place, room in enumerate([*documented_rooms(), FACADE])
 
 def room_of(file: Path) -> str:
     first = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    return FACADE if first == "__init__" else first
+    return FACADE if first in ("__init__", "__main__") else first
 
 
 def imported_rooms(tree: ast.AST) -> Iterator[tuple[int, str]]:
