@@ -120,7 +120,7 @@ def prune(
         target: Fraction of the MACs that is kept; None for a network with gates: what they leave.
         method: `importance` (the channels that seem to matter least) or one that learns what to remove, as
             `gumbel`; `importance` unless the recipe says otherwise.
-        train: As for `retrofit`; for methods that learn, Taylor importance and `finetune`.
+        train: As for `retrofit`; to learn or judge on, for `finetune`, and for BatchNorm's statistics.
         holdout: As for `retrofit`.
         test: Images to report on; without any, accuracy is not measured.
         data: A data set by name, in place of the three.
