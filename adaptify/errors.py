@@ -21,12 +21,40 @@ class AdaptifyError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
+        super().__init__(message, hint)  # both, so that an error survives the way out of another process
         self.message = message
         self.hint = hint
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}"
+
+
+class OutsideError(AdaptifyError):
+    """Something outside adaptify failed, and may not the next time: the disk, memory, data that vanished."""
+
+    exit_code = 1
+
+
+class ShortMemoryError(OutsideError):
+    """The memory does not suffice; for fewer images at a time it may.
+
+    Args:
+        message: As for every error.
+        hint: Likewise.
+        training: Whether it was a step of training, which keeps gradients, that needed it.
+    """
+
+    def __init__(self, message: str, hint: str, *, training: bool = False) -> None:
+        super().__init__(message, hint)
+        self.training = training
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Recognise the errors of memory that is not there, those of torch too, without importing torch."""
+    if isinstance(error, (MemoryError, ShortMemoryError)) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
 
 
 class UsageError(AdaptifyError):

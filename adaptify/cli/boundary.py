@@ -2,7 +2,7 @@
 
 A user's mistake never shows a traceback, unless `-vv` asks for it. Exit codes: 0 done, 1 something
 outside adaptify or a bug in it, 2 usage, 3 bad recipe, 4 unsupported or unreadable model,
-5 target or verification missed, 130 interrupted.
+5 target or verification missed, 129, 130 or 143 ended by a signal.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import suppress
 
 import typer
 
-from adaptify.errors import AdaptifyError
+from adaptify.errors import AdaptifyError, is_out_of_memory
 from adaptify.text import printable
 
 INTERRUPTED = 130
@@ -63,10 +63,16 @@ def explain(error: Exception) -> tuple[str, str, int]:
         return error.message, error.hint, error.exit_code
     if isinstance(error, _ClickException):
         return _explain_usage(error)
-    if isinstance(error, MemoryError) or _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return (
             f"out of memory: {_first_line(error) or 'the system gave no more'}",
             "Use a smaller --batch-size, or a --device with more memory.",
+            1,
+        )
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        return (
+            f"a process that reads images was killed ({_first_line(error)})",
+            "Memory may be short: use fewer --workers.",
             1,
         )
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("adaptify"):
@@ -117,14 +123,6 @@ def _explain_os_error(error: OSError) -> tuple[str, str, int]:
     if error.errno in _NOT_ALLOWED:
         return f"not allowed: {what}", "Check the permissions, or choose another place with --output.", 1
     return what, "Check that the file or folder is there and readable; -vv shows where it was used.", 1
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Recognise the out-of-memory errors of torch, without importing torch."""
-    if type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
 
 
 def _first_line(error: Exception) -> str:

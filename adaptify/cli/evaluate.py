@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from adaptify.cli.options import (
     Arch,
     ArchKwargs,
+    AutoBatch,
     BatchSize,
     Budgets,
     Data,
@@ -37,6 +38,7 @@ def evaluate(
     mean: Mean = None,
     std: Std = None,
     batch_size: BatchSize = None,
+    auto_batch: AutoBatch = False,
     workers: Workers = None,
     skip_corrupt: SkipCorrupt = False,
     budget: Budgets = None,
@@ -108,6 +110,7 @@ def evaluate(
         data=settings.data,
         budgets=wanted,
         batch_size=settings.run.batch_size,
+        auto_batch=auto_batch,
         device=settings.run.device,
         trust_code=trust_pickle,
         progress=console,

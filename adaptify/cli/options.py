@@ -151,6 +151,12 @@ BatchSize = Annotated[
         "--batch-size", metavar="N", min=1, help="Images per batch: less takes less memory. Default: 256."
     ),
 ]
+AutoBatch = Annotated[
+    bool,
+    typer.Option(
+        "--auto-batch", help="Take fewer images at a time, and say so, where the memory does not suffice."
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(

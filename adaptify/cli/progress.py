@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from adaptify.progress import Stage
@@ -33,7 +33,7 @@ class LineProgress:
 
     def note(self, message: str) -> None:
         """Print the message on stderr."""
-        print(message, file=sys.stderr, flush=True)
+        _tell(message)
 
 
 class _LineStage:
@@ -51,7 +51,7 @@ class _LineStage:
         if now - self.last_line >= self.every:
             self.last_line = now
             told = figures_line(self.figures)
-            print(f"{self.name}: {whole(self.done)}{self._share(now)}{told}", file=sys.stderr, flush=True)
+            _tell(f"{self.name}: {whole(self.done)}{self._share(now)}{told}")
 
     def _share(self, now: float) -> str:
         """Of how many units, and how long the others will take at this pace."""
@@ -99,7 +99,7 @@ class BarProgress:
         if self._bars is not None:
             self._bars.console.print(message, markup=False, highlight=False, emoji=False, soft_wrap=True)
         else:
-            print(message, file=sys.stderr, flush=True)
+            _tell(message)
 
     def _draw(self) -> RichProgress:
         from rich.console import Console
@@ -129,6 +129,12 @@ class _BarStage:
         """Move the bar."""
         self.figures.update(figures)
         self.bars.update(self.task, advance=n, figures=figures_line(self.figures).strip())
+
+
+def _tell(message: str) -> None:
+    """Print on stderr; where nobody listens any more (a closed pipe or terminal), work goes on."""
+    with suppress(OSError, ValueError):
+        print(message, file=sys.stderr, flush=True)
 
 
 def figures_line(figures: dict[str, float]) -> str:

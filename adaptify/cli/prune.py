@@ -11,6 +11,7 @@ from adaptify.cli import completion
 from adaptify.cli.options import (
     Arch,
     ArchKwargs,
+    AutoBatch,
     BatchSize,
     Data,
     Device,
@@ -104,6 +105,7 @@ def prune(
     mean: Mean = None,
     std: Std = None,
     batch_size: BatchSize = None,
+    auto_batch: AutoBatch = False,
     workers: Workers = None,
     skip_corrupt: SkipCorrupt = False,
     device: Device = None,
@@ -173,13 +175,13 @@ def prune(
         unfinished = find("prune", checkpoint, refused)
         method, judged_by = judging(method, importance)
         unfinished.check_settings({**options, **judged_by, **values.given({"method": method})}, overrides)
-        _work(unfinished.recipe, None, unfinished.beginning.force, console, unfinished)
+        _work(unfinished.recipe, None, unfinished.beginning.force, auto_batch, console, unfinished)
         return
     settings = resolve_settings(checkpoint, method, importance, recipe, options, overrides)
     if dry_run:
         _show_plan(settings, console)
     else:
-        _work(settings, output, force, console, None)
+        _work(settings, output, force, auto_batch, console, None)
 
 
 def _show_plan(recipe: Settings, console: Console) -> None:
@@ -216,7 +218,12 @@ def _show_plan(recipe: Settings, console: Console) -> None:
 
 
 def _work(
-    recipe: Settings, output: Path | None, force: bool, console: Console, unfinished: Unfinished | None
+    recipe: Settings,
+    output: Path | None,
+    force: bool,
+    auto_batch: bool,
+    console: Console,
+    unfinished: Unfinished | None,
 ) -> None:
     from adaptify.pipeline import folder
     from adaptify.pipeline.prune import UNMEASURED
@@ -227,7 +234,9 @@ def _work(
     keep_freed_memory()
     if not recipe.data.source:
         console.warn(UNMEASURED)
-    done = work(recipe, output=output, force=force, resume=unfinished, progress=console)
+    done = work(
+        recipe, output=output, force=force, resume=unfinished, auto_batch=auto_batch, progress=console
+    )
     if done is None:
         console.data({"run": None})
         console.say("nothing to remove: nothing was written")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adaptify.cli.options import (
     Arch,
     ArchKwargs,
+    AutoBatch,
     BatchSize,
     Confidence,
     Data,
@@ -67,6 +68,7 @@ def retrofit(
     mean: Mean = None,
     std: Std = None,
     batch_size: BatchSize = None,
+    auto_batch: AutoBatch = False,
     workers: Workers = None,
     skip_corrupt: SkipCorrupt = False,
     device: Device = None,
@@ -134,7 +136,7 @@ def retrofit(
         unfinished = find("retrofit", first, refused)
         options |= _target(request)
         unfinished.check_settings(options | values.given({"method": method}), settings)
-        _work(unfinished.recipe, None, unfinished.beginning.force, console, unfinished)
+        _work(unfinished.recipe, None, unfinished.beginning.force, auto_batch, console, unfinished)
         return
     _check_complete({**options, **settings}, recipe)
 
@@ -147,7 +149,7 @@ def retrofit(
     if dry_run:
         _show_plan(resolved, console)
     else:
-        _work(resolved, output, force, console, None)
+        _work(resolved, output, force, auto_batch, console, None)
 
 
 def _target(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,7 +215,12 @@ def _show_plan(recipe: Settings, console: Console) -> None:
 
 
 def _work(
-    recipe: Settings, output: Path | None, force: bool, console: Console, unfinished: Unfinished | None
+    recipe: Settings,
+    output: Path | None,
+    force: bool,
+    auto_batch: bool,
+    console: Console,
+    unfinished: Unfinished | None,
 ) -> None:
     from adaptify.pipeline import folder
     from adaptify.pipeline.retrofit import retrofit as work
@@ -221,7 +228,9 @@ def _work(
     from adaptify.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
-    done = work(recipe, output=output, force=force, resume=unfinished, progress=console)
+    done = work(
+        recipe, output=output, force=force, resume=unfinished, auto_batch=auto_batch, progress=console
+    )
     console.data({**done.report.to_json(), "run": str(done.folder)})
     report = done.report
     table = gating_table(report, report.gating) if report.gating is not None else exits_table(report)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from adaptify.errors import UsageError, did_you_mean
+from adaptify.pipeline.folder import is_unfinished, settle
 
 RUNS = Path("runs")
 
@@ -30,6 +31,12 @@ def find_run(given: Path | None, *, holding: str, runs: Path = RUNS) -> Path:
     if not folder.is_dir():
         near = did_you_mean(given.name, [run.name for run in _runs(runs)])
         raise UsageError(f"no run '{given}'{near}", f"Name a run folder, or none for the newest in {runs}/.")
+    if is_unfinished(folder):
+        raise UsageError(
+            f"{folder} is an unfinished run",
+            "If no process is filling it, go on with it: adaptify retrofit (or prune) --resume.",
+        )
+    settle(folder)
     if not (folder / holding).is_file():
         raise UsageError(
             f"{folder} has no {holding}",
@@ -59,13 +66,17 @@ def find_target(given: Path | None, *, holding: str = "model.safetensors", runs:
 
 
 def _newest(holding: str, runs: Path) -> Path:
-    finished = [run for run in _runs(runs) if (run / holding).is_file()]
+    # What is hidden is being written.
+    found = [run for run in _runs(runs) if not run.name.startswith(".") and not is_unfinished(run)]
+    finished = [run for run in found if (run / holding).is_file()]
     if not finished:
         raise UsageError(
             f"no finished run in {runs}/",
             "Make one with `adaptify retrofit` or `adaptify demo`, or name its folder.",
         )
-    return max(finished, key=lambda run: ((run / holding).stat().st_mtime_ns, run.name))
+    newest = max(finished, key=lambda run: ((run / holding).stat().st_mtime_ns, run.name))
+    settle(newest)
+    return newest
 
 
 def _runs(runs: Path) -> list[Path]:

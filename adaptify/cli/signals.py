@@ -1,4 +1,7 @@
-"""What Ctrl-C and SIGTERM do to a command: it cleans up and ends; a second Ctrl-C ends it at once."""
+"""What Ctrl-C, SIGTERM and a terminal that closes do to a command: it cleans up and ends.
+
+A second Ctrl-C ends it at once.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 
 @contextmanager
@@ -19,10 +23,13 @@ def stoppable() -> Iterator[None]:
     background, stay so.
     """
     try:
-        before = {signal.SIGTERM: signal.signal(signal.SIGTERM, _terminated)}
+        before: dict[int, Any] = {signal.SIGTERM: signal.signal(signal.SIGTERM, _terminated)}
     except ValueError:  # not the main thread
         yield
         return
+    closed = getattr(signal, "SIGHUP", None)  # the terminal has closed; there is none on Windows
+    if closed is not None and signal.getsignal(closed) is signal.SIG_DFL:
+        before[closed] = signal.signal(closed, _terminated)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         before[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupted)
     try:

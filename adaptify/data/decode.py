@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +17,13 @@ from torch import Tensor
 
 from adaptify.data.resize import fit_image, scaled_size
 from adaptify.data.split import Report
-from adaptify.errors import UsageError
+from adaptify.errors import OutsideError, UsageError
 from adaptify.input_spec import InputSpec
+from adaptify.text import whole
+
+SHOWN = 3  # images that are named where many cannot be read
+
+_LEAVE_OUT = "Replace or remove the file, or leave such images out with --skip-corrupt."
 
 CHUNK = 64  # images that a thread decodes before it takes the next ones
 
@@ -55,6 +60,7 @@ def open_image(path: str, input: InputSpec) -> Image.Image:
 
     Raises:
         UsageError: The file cannot be read, is truncated, or is no image.
+        OutsideError: It has vanished.
     """
     with _naming(path), open(path, "rb") as file:
         return _convert(Image.open(file), MODES[input.channels])
@@ -68,6 +74,7 @@ def read_image(path: str, input: InputSpec) -> npt.NDArray[np.uint8]:
 
     Raises:
         UsageError: The file cannot be read, is truncated, or is no image.
+        OutsideError: It has vanished.
     """
     with _naming(path), open(path, "rb") as file:
         image = Image.open(file)
@@ -76,6 +83,11 @@ def read_image(path: str, input: InputSpec) -> npt.NDArray[np.uint8]:
         # then left to the antialiasing filter, a factor of 2 or more, hides the coarser decoding.
         image.draft(image.mode, (2 * width, 2 * height))
         return image_array(fit_image(_convert(image, MODES[input.channels]), (height, width), input))
+
+
+def vanished(path: str) -> OutsideError:
+    """What to say of a file that was there when the folder was listed."""
+    return OutsideError(f"the image {path} has vanished", "Bring it back, or start anew without it.")
 
 
 def image_array(image: Image.Image) -> npt.NDArray[np.uint8]:
@@ -91,15 +103,33 @@ def decode(files: ImageFiles, input: InputSpec, workers: int, report: Report) ->
         (N, C, H, W) uint8.
 
     Raises:
-        UsageError: An image cannot be read; the first one is named.
+        UsageError: Images cannot be read; they are counted, and the first ones named.
+        OutsideError: A file has vanished.
     """
     pixels = np.empty((len(files), *input.shape), dtype=np.uint8)
+    bad: dict[int, UsageError] = {}
 
     def decode_one(i: int) -> None:
-        pixels[i] = read_image(files.path(i), input)
+        try:
+            pixels[i] = read_image(files.path(i), input)
+        except UsageError as error:
+            bad[i] = error
 
     _for_each(decode_one, len(files), workers, report)
+    if bad:
+        raise _refusal([bad[i] for i in sorted(bad)], len(files))
     return torch.from_numpy(pixels)
+
+
+def _refusal(errors: Sequence[UsageError], count: int) -> UsageError:
+    """One error for all images that cannot be read."""
+    if len(errors) == 1:
+        return errors[0]
+    shown = [error.message for error in errors[:SHOWN]]
+    more = [f"and {whole(len(errors) - SHOWN)} more"] if len(errors) > SHOWN else []
+    return UsageError(
+        "\n".join([f"cannot read {whole(len(errors))} of {whole(count)} images", *shown, *more]), _LEAVE_OUT
+    )
 
 
 def readable(files: ImageFiles, workers: int, report: Report) -> Tensor:
@@ -107,6 +137,9 @@ def readable(files: ImageFiles, workers: int, report: Report) -> Tensor:
 
     Returns:
         (N,) bool.
+
+    Raises:
+        OutsideError: A file has vanished.
     """
     good = torch.ones(len(files), dtype=torch.bool)
 
@@ -162,11 +195,10 @@ def _naming(path: str) -> Iterator[None]:
     """Turn whatever goes wrong with a file into one message that names it."""
     try:
         yield
+    except FileNotFoundError as error:  # it was there when the folder was listed
+        raise vanished(path) from error
     except Exception as error:  # Pillow's readers raise SyntaxError, struct.error, zlib.error, ...
-        raise UsageError(
-            f"cannot read the image {path}: {_reason(error)}",
-            "Replace or remove the file, or leave such images out with --skip-corrupt.",
-        ) from error
+        raise UsageError(f"cannot read the image {path}: {_reason(error)}", _LEAVE_OUT) from error
 
 
 def _reason(error: Exception) -> str:

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from adaptify.data.augment import Augmentation
-from adaptify.data.decode import ImageFiles, decode, readable
+from adaptify.data.decode import SHOWN, ImageFiles, decode, readable
 from adaptify.data.source import MEMORY_LIMIT, Opened, Options
 from adaptify.data.split import MemorySplit, Split
 from adaptify.data.stream import StreamSplit
 from adaptify.errors import UsageError
+from adaptify.text import whole
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+MOST_CORRUPT = 0.1  # share of the images that may be left out: with more, the data set is another one
 TEST_FOLDERS = ("val", "valid", "validation", "test")  # the first there is holds the test images
 
 LAYOUT_HINT = "Expected FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg, or FOLDER/CLASS/*.jpg."
@@ -172,9 +174,14 @@ def _without_unreadable(listing: _Listing, options: Options, notes: list[str]) -
     folder, files = listing.folder, listing.files
     if not bad:
         return listing
-    if len(bad) == len(files):
-        raise UsageError(f"none of the {len(bad)} images in {folder} can be read", "Check the data set.")
-    shown = ", ".join(os.fsdecode(files.names[i]) for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
-    notes.append(f"left out {len(bad)} of {len(files)} images of {folder}, unreadable: {shown}")
+    more = ", ..." if len(bad) > SHOWN else ""
+    shown = ", ".join(os.fsdecode(files.names[i]) for i in bad[:SHOWN]) + more
+    told = f"{whole(len(bad))} of {whole(len(files))} images of {folder}"
+    if len(bad) > MOST_CORRUPT * len(files):
+        raise UsageError(
+            f"{told} cannot be read, too many to leave out: {shown}",
+            f"Up to {MOST_CORRUPT:.0%} are left out: copy the data set again.",
+        )
+    notes.append(f"left out {told}, unreadable: {shown}")
     rows = good.nonzero().flatten()
     return _Listing(folder, listing.classes, files.take(rows), listing.labels[rows], listing.indices[rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 from adaptify.data.split import Split
 from adaptify.errors import UsageError
@@ -11,8 +12,25 @@ from adaptify.text import whole
 
 def fingerprint(split: Split) -> str:
     """SHA-256 over the images of a split and their labels, in their order."""
+    return _digest(split, split.identities())
+
+
+def state(split: Split) -> str | None:
+    """SHA-256 that shows whether a split holds what it held before, wherever that is.
+
+    Pixels where they are in memory, else names and sizes of files; and the labels. None: they are to be in
+    memory, and are not yet.
+
+    Raises:
+        OutsideError: An image is gone.
+    """
+    contents = split.contents()
+    return None if contents is None else _digest(split, contents)
+
+
+def _digest(split: Split, keys: Iterable[bytes]) -> str:
     found = hashlib.sha256(split.labels.numpy().tobytes())
-    for key in split.identities():
+    for key in keys:
         found.update(key)
     return found.hexdigest()
 

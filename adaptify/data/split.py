@@ -85,6 +85,14 @@ class Split(ABC):
     def identities(self) -> list[bytes]:
         """What tells images apart, one for each, in the order of the split: equal ones, equal images."""
 
+    def contents(self) -> list[bytes] | None:
+        """What shows that images are still those that they were, in the order of the split; None: not read.
+
+        Raises:
+            OutsideError: An image is gone.
+        """
+        return self.identities()
+
     @abstractmethod
     def prepare(self, report: Report = no_report) -> None:
         """Load now what is kept in memory, so that a bad image is found before the work.
@@ -220,6 +228,10 @@ class MemorySplit(StoredSplit):
     def image(self, i: int) -> Tensor:
         """Image `i` as it is stored, (C, h, w) uint8."""
         return self.pixels[i].clone()
+
+    def contents(self) -> list[bytes] | None:
+        """A digest of the pixels of each image, once they are loaded."""
+        return None if self._loaded is None else self.identities()
 
     def identities(self) -> list[bytes]:
         """A digest of the pixels of each image."""

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from adaptify.data.decode import ImageFiles, image_array, open_image, read_image
+from adaptify.data.decode import ImageFiles, image_array, open_image, read_image, vanished
 from adaptify.data.split import Part, Report, StoredSplit, no_report
-from adaptify.errors import UsageError
+from adaptify.errors import AdaptifyError
 from adaptify.input_spec import InputSpec
 
 Transform = Callable[[Image.Image], Image.Image]
@@ -52,6 +52,14 @@ class StreamSplit(StoredSplit):
         """Where each file is, links followed: reading all files would take as long as using them."""
         return [os.fsencode(os.path.realpath(self._files.path(i))) for i in range(len(self))]
 
+    def contents(self) -> list[bytes]:
+        """Name and size of each file."""
+        try:
+            sizes = [os.stat(self._files.path(i)).st_size for i in range(len(self))]
+        except FileNotFoundError as error:
+            raise vanished(error.filename) from error
+        return [b"%b %d" % pair for pair in zip(self._files.names, sizes, strict=True)]
+
     def prepare(self, report: Report = no_report) -> None:
         """Nothing is kept, so nothing is loaded."""
         report(len(self))
@@ -70,12 +78,12 @@ class StreamSplit(StoredSplit):
             generator=torch.Generator(),  # else the loader draws from torch's global random state
         )
         for batch in loader:
-            if isinstance(batch, UsageError):
+            if isinstance(batch, AdaptifyError):
                 raise batch
             yield batch
 
 
-class _Reader(Dataset[Tensor | UsageError]):
+class _Reader(Dataset[Tensor | AdaptifyError]):
     """Decodes batches, in a worker process."""
 
     def __init__(self, files: ImageFiles, input: InputSpec, transform: Transform | None) -> None:
@@ -83,7 +91,7 @@ class _Reader(Dataset[Tensor | UsageError]):
         self._input = input
         self._transform = transform
 
-    def __getitem__(self, item: tuple[list[int], list[int]]) -> Tensor | UsageError:
+    def __getitem__(self, item: tuple[list[int], list[int]]) -> Tensor | AdaptifyError:
         """Read the images of one batch.
 
         Args:
@@ -96,7 +104,7 @@ class _Reader(Dataset[Tensor | UsageError]):
         try:
             for row, (i, seed) in enumerate(zip(*item, strict=True)):
                 pixels[row] = self._read(self._files.path(i), seed)
-        except UsageError as error:
+        except AdaptifyError as error:
             return error
         return torch.from_numpy(pixels)
 

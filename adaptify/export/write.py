@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from adaptify.export.check import Checked, check
 from adaptify.export.facts import describe
 from adaptify.export.portable import ControlFlow, Portable, make_portable, static_network
 from adaptify.export.reference import Reference
-from adaptify.files import atomic_write
+from adaptify.files import atomic_write_all
 from adaptify.graph.trace import Traced
 
 Format = Literal["onnx", "pt2", "safetensors", "python"]
@@ -157,22 +156,20 @@ def write(
     facts = describe(prepared.model, outputs, classes)
     facts["batch"] = options.only_batch
     files = paths_of(path, options.format)
-    is_new = not path.parent.exists()
-    try:
-        with atomic_write(path) as temporary:
-            checked = _write(prepared, temporary, files, facts, reference)
-    except BaseException:
-        if is_new:
-            with suppress(OSError):  # something else may be in it by now
-                path.parent.rmdir()
-        raise
+    with atomic_write_all(files) as temporaries:
+        checked = _write(prepared, temporaries, files, facts, reference)
     return Written(files, checked, facts)
 
 
 def _write(
-    prepared: Prepared, temporary: Path, files: tuple[Path, ...], facts: dict[str, Any], reference: Reference
+    prepared: Prepared,
+    temporaries: Sequence[Path],
+    files: tuple[Path, ...],
+    facts: dict[str, Any],
+    reference: Reference,
 ) -> Checked:
-    """Write the file under a temporary name, and what lies beside it for good; check both."""
+    """Write the files under temporary names, and check them."""
+    temporary = temporaries[0]
     options, portable, network = prepared.options, prepared.portable, prepared.network
     shape = prepared.model.traced.input_shape
     if portable is not None and options.format == "onnx":
@@ -186,9 +183,8 @@ def _write(
     if options.format == "safetensors":
         tensor_file.write_network(temporary, network, facts)
         return check(tensor_file.open_network(temporary, network), reference)
-    _, weights = files
-    code = python_file.python_code(network, facts, weights.name)
+    tensors = temporaries[1]
+    code = python_file.python_code(network, facts, files[1].name)
     temporary.write_text(code, encoding="utf-8")
-    with atomic_write(weights) as tensors:
-        tensor_file.write_network(tensors, network, facts)
-        return check(python_file.open_python(temporary, tensors), reference)
+    tensor_file.write_network(tensors, network, facts)
+    return check(python_file.open_python(temporary, tensors), reference)

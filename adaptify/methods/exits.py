@@ -84,6 +84,7 @@ def train_exits(
         gates=GateParameters(model.gate_parameters),
         everything=model.everything,
         states=context.states_of("network"),
+        batch_size=context.batch_size,
         progress=context.progress,
     )
     trained = time.perf_counter()

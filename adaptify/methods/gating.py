@@ -93,6 +93,7 @@ def train_gates(
         validate=validate,
         observe=lambda epoch, network: observe(last[0]) if observe is not None else {},
         states=context.states_of("network"),
+        batch_size=context.batch_size,
         progress=context.progress,
     )
     return GateFit(

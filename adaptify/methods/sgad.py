@@ -166,6 +166,7 @@ class Sgad(GatingMethod[Gates, Train]):
             seed=context.seed,
             folder=context.scratch / "guide",
             states=context.states_of("guide"),
+            batch_size=context.batch_size,
             progress=context.progress,
         )
         return guide

@@ -17,6 +17,7 @@ from adaptify.errors import TargetError, UsageError
 from adaptify.input_spec import InputSpec
 from adaptify.models.registry import Architecture
 from adaptify.pipeline import folder
+from adaptify.pipeline.auto_batch import in_batches
 from adaptify.pipeline.prepare import input_spec, open_network, open_section
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import DataSection, ModelSection, resolve
@@ -127,6 +128,7 @@ def evaluate_target(
     data: DataSection | None = None,
     budgets: Sequence[Budget] = (),
     batch_size: int = 256,
+    auto_batch: bool = False,
     device: str = "auto",
     trust_code: bool = False,
     progress: Progress = SILENT,
@@ -139,6 +141,7 @@ def evaluate_target(
         data: The data set; a run folder knows its own.
         budgets: What else to run it within, beside its own policy.
         batch_size: Images per batch.
+        auto_batch: Whether to halve that where the memory does not suffice.
         device: auto, cpu, cuda or cuda:N.
         trust_code: Whether an artifact may be built by code of the user.
         progress: Told how far it is.
@@ -163,6 +166,7 @@ def evaluate_target(
         name=str(target),
         budgets=budgets,
         batch_size=batch_size,
+        auto_batch=auto_batch,
         device=device,
         progress=progress,
     )
@@ -175,6 +179,7 @@ def evaluate_network(
     name: str,
     budgets: Sequence[Budget] = (),
     batch_size: int = 256,
+    auto_batch: bool = False,
     device: str = "auto",
     progress: Progress = SILENT,
 ) -> Result:
@@ -186,6 +191,7 @@ def evaluate_network(
         name: What the result calls the network.
         budgets: What else to run it within, beside its own policy.
         batch_size: Images per batch.
+        auto_batch: Whether to halve that where the memory does not suffice.
         device: auto, cpu, cuda or cuda:N.
         progress: Told how far it is.
 
@@ -199,11 +205,18 @@ def evaluate_network(
     # Gates that are the same for all samples leave nothing to skip at run time.
     is_static = isinstance(network, GatedModel) and not network.per_sample
     runs = network.to(where) if is_static else optimize(network, where)
-    found = _measure(runs, data, batch_size, where, progress)
+
+    def measure() -> _Measured:
+        def once(size: int) -> _Measured:
+            return _measure(runs, data, size, where, progress)
+
+        return in_batches(once, batch_size, halve=auto_batch, progress=progress)
+
+    found = measure()
     rows = []
     for budget, policy in policies:
         runs.policy = policy
-        seen = _measure(runs, data, batch_size, where, progress)
+        seen = measure()
         rows.append(
             BudgetResult(
                 asked=budget.amount,

@@ -55,5 +55,6 @@ def train_on(
         seed=context.seed,
         folder=context.folder / FINETUNE if beside else context.folder,
         states=context.states_of("finetune"),
+        batch_size=context.batch_size,
         progress=context.progress,
     )

@@ -7,10 +7,11 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from adaptify.errors import AdaptifyError, UsageError
+from adaptify.errors import AdaptifyError, OutsideError, UsageError
+from adaptify.files import OLD, replace_all, telling
 
 RUNS = Path("runs")
 MODEL = "model.safetensors"
@@ -23,6 +24,7 @@ METRICS = "metrics.csv"
 CHECKPOINTS = "checkpoints"
 STATES = "states"
 UNFINISHED = "unfinished.json"
+_CHANGED = ".changed"  # in a run: files that are complete, and about to replace those of the run
 FINETUNE = "finetune"
 
 # What an unfinished run keeps.
@@ -72,26 +74,54 @@ def new_run(
     run = _reserve(stem, output) if resumed is None else _take_up(resumed, force=force)
     with _locked(run.work):
         if resumed is not None:
-            _strip(run.work)
+            strip(run.work)
         try:
             yield run
-            old = run.final.with_name(f".{run.final.name}.old")
-            if force and run.final.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                run.final.rename(old)
-            run.work.rename(run.final)
-            # Only now: until it has its name, a run that is killed goes on from these.
-            shutil.rmtree(run.final / STATES, ignore_errors=True)
-            (run.final / UNFINISHED).unlink(missing_ok=True)
-            shutil.rmtree(old, ignore_errors=True)
         except BaseException as error:
             _leave(run, error, left)
             raise
+        _publish(run, force=force)
+
+
+def _publish(run: NewRun, *, force: bool) -> None:
+    """Give a complete run its name.
+
+    Raises:
+        OutsideError: The disk refuses it; what had the name before has it still.
+    """
+    old = run.final.with_name(f".{run.final.name}.old")
+    try:
+        if force and run.final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            run.final.rename(old)
+        run.work.rename(run.final)
+    except OSError as error:
+        if old.exists() and not run.final.exists():
+            old.rename(run.final)
+        raise OutsideError(
+            f"the run is complete, but cannot have its name, {run.final}: {error.strerror}",
+            f"Nothing is lost: rename {run.work}.",
+        ) from error
+    # Only now: until it has its name, a run that is killed goes on from these.
+    _forget_states(run.final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _forget_states(finished: Path) -> None:
+    shutil.rmtree(finished / STATES, ignore_errors=True)
+    with suppress(OSError):
+        (finished / UNFINISHED).unlink(missing_ok=True)
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether `folder` is a run that is not finished, whether or not a process is filling it."""
+    is_named = _final_of(folder) == folder
+    return (folder / UNFINISHED).is_file() and not (is_named and (folder / REPORT).is_file())
 
 
 def is_left(folder: Path) -> bool:
     """Whether `folder` is an unfinished run that no process is filling."""
-    if not (folder / UNFINISHED).is_file() or (_final_of(folder) == folder and (folder / REPORT).is_file()):
+    if not is_unfinished(folder):
         return False
     try:
         with _locked(folder):
@@ -124,21 +154,24 @@ def _leave(run: NewRun, error: BaseException, left: Callable[[Path], None]) -> N
     if not any(path.is_file() for name in (CHECKPOINTS, STATES) for path in (run.work / name).rglob("*")):
         shutil.rmtree(run.work, ignore_errors=True)
         return
-    _strip(run.work)
+    strip(run.work)
     names = (f"{run.final.name}.unfinished{number}" for number in ("", *range(2, 1000)))
     kept = next(path for name in names if not (path := run.final.with_name(name)).exists())
-    run.work.rename(kept)
+    try:
+        run.work.rename(kept)
+    except OSError:
+        kept = run.work  # where --resume finds it too
     if isinstance(error, AdaptifyError):
         error.message = error.message.replace(str(run.work), str(kept))
         error.hint = error.hint.replace(str(run.work), str(kept))
-    # What adaptify refuses it will refuse again, unless it was the disk.
+    # What adaptify refuses it will refuse again, unless it was the disk or the like.
     if (kept / UNFINISHED).exists() and (
-        not isinstance(error, AdaptifyError) or isinstance(error.__cause__, OSError)
+        not isinstance(error, AdaptifyError) or isinstance(error, OutsideError)
     ):
         left(kept)
 
 
-def _strip(work: Path) -> None:
+def strip(work: Path) -> None:
     """Remove all but what was trained: the rest is quickly made again, and could be half-written."""
     for entry in work.iterdir():
         if entry.name in _TRAINED:
@@ -169,14 +202,20 @@ def _take_up(left: Path, *, force: bool) -> NewRun:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keep other processes from filling `folder`; the system lets go of it when this one ends, however."""
-    handle = os.open(folder, os.O_RDONLY)
+    busy = UsageError(f"another process is filling {folder}", "Wait for it, or end it.")
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError as error:  # between our looking and our locking
+        raise busy from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UsageError(f"another process is filling {folder}", "Wait for it, or end it.") from error
+            raise busy from error
         except OSError:
             pass  # a file system without locks
+        if not (folder.exists() and os.path.samestat(os.fstat(handle), os.stat(folder))):
+            raise busy  # what we hold is not there any more, or under another name
         yield
     finally:
         os.close(handle)
@@ -202,19 +241,54 @@ def check_output(output: Path | None, *, force: bool) -> None:
 
 @contextmanager
 def changed_run(run: Path) -> Iterator[Path]:
-    """Yield a hidden folder; when the block succeeds, the files in it replace those of `run`.
+    """Yield a hidden folder; when the block succeeds, the files in it replace those of `run`, all or none.
 
-    A full disk is met while they are written, and leaves the run as it was.
+    A full disk is met while they are written, and leaves the run as it was. Of a process that is killed
+    while it gives them their names, `settle` does the rest.
+
+    Raises:
+        UsageError: Another process is changing the run.
+        OutsideError: The disk refuses it.
     """
     work = run / ".part"
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        work.mkdir()
-        yield work
-        for file in sorted(work.iterdir()):
-            os.replace(file, run / file.name)
-    finally:
+    with _locked(run):
+        _finish_change(run)
         shutil.rmtree(work, ignore_errors=True)
+        try:
+            with telling(run):
+                work.mkdir()
+            yield work
+            with telling(run):
+                work.rename(run / _CHANGED)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        _finish_change(run)
+
+
+def settle(run: Path) -> None:
+    """Finish what a process that was killed left half-done in a finished run.
+
+    Raises:
+        UsageError: Another process is changing the run.
+        OutsideError: The disk refuses it.
+    """
+    if (run / _CHANGED).exists() or (run / UNFINISHED).exists():
+        with _locked(run):
+            _finish_change(run)
+            _forget_states(run)
+
+
+def _finish_change(run: Path) -> None:
+    """Let files that are complete replace those of a run; if the disk refuses one, all stay as they were."""
+    changed = run / _CHANGED
+    if not changed.is_dir():
+        return
+    files = sorted(file for file in changed.iterdir() if not file.name.endswith(OLD))
+    try:
+        if files:
+            replace_all(files, [run / file.name for file in files])
+    finally:
+        shutil.rmtree(changed, ignore_errors=True)
 
 
 def _reserve(stem: str, output: Path | None) -> NewRun:
@@ -234,6 +308,9 @@ def _reserve(stem: str, output: Path | None) -> NewRun:
                 work.mkdir()
             except FileExistsError:
                 continue  # another run took the number since we looked
+            if final.exists():  # another run was complete since we looked
+                work.rmdir()
+                continue
             return NewRun(work, final)
     except OSError as error:
         raise UsageError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from adaptify.errors import AdaptifyError, ModelError, UsageError
 from adaptify.files import write_text
 from adaptify.methods import FitContext, JudgingMethod
 from adaptify.pipeline import folder
+from adaptify.pipeline.auto_batch import with_smaller_batches
 from adaptify.pipeline.choosing import choose, gates_of, needs_training, plan_gates
 from adaptify.pipeline.dead_blocks import can_have_dead_blocks
 from adaptify.pipeline.dead_run import conclude_removal, remove_dead_blocks
@@ -30,7 +32,7 @@ from adaptify.pipeline.pruning import Pruned, pruning_part, verify
 from adaptify.pipeline.reporting import layer_rows, provenance, training_part
 from adaptify.pipeline.run_files import write_run_report
 from adaptify.pipeline.speed import fast_form_of, measure_speed, with_speed
-from adaptify.pipeline.unfinished import Beginning, Unfinished, new_run
+from adaptify.pipeline.unfinished import Beginning, Unfinished, begin_again, new_run
 from adaptify.plan import Plan
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import Recipe
@@ -158,6 +160,7 @@ def prune(
     resume: Unfinished | None = None,
     network: Network | None = None,
     data: Data | None = None,
+    auto_batch: bool = False,
     progress: Progress = SILENT,
 ) -> Finished | None:
     """Prune as `recipe` says, and write the run folder.
@@ -172,6 +175,7 @@ def prune(
         resume: An unfinished run with this recipe, to go on with: it becomes what it was to become.
         network: What the recipe's checkpoint holds, where that is open already.
         data: The recipe's images, likewise.
+        auto_batch: Whether to take fewer images at a time where the memory does not suffice.
         progress: Told how far the work is.
 
     Returns:
@@ -197,14 +201,24 @@ def prune(
             return None
     beginning = Beginning.of("prune", recipe, network.source, data, device, force=force)
     with new_run(stem, beginning, recipe, output=output, resume=resume, progress=progress) as run:
-        if removal is not None:
-            assert data is not None
-            job = Job(recipe, network, data, run, device, progress, started)
-            report = conclude_removal(removal, job, _reported_before(recipe, opened))
-        else:
-            report = _prune(recipe, opened, fit_context(recipe, device, run.work, progress), started)
-        write_text(run.work / folder.ENVIRONMENT, json.dumps(describe_environment(), indent=1) + "\n")
-        report = write_run_report(report, recipe, run.work)
+
+        def attempt(settings: Recipe) -> Report:
+            if removal is not None:
+                assert opened.data is not None
+                job = Job(settings, opened.network, opened.data, run, device, progress, started)
+                report = conclude_removal(removal, job, _reported_before(settings, opened))
+            else:
+                report = _prune(settings, opened, fit_context(settings, device, run.work, progress), started)
+            write_text(run.work / folder.ENVIRONMENT, json.dumps(describe_environment(), indent=1) + "\n")
+            return write_run_report(report, settings, run.work)
+
+        report = with_smaller_batches(
+            attempt,
+            recipe,
+            allowed=auto_batch,
+            changed=partial(begin_again, run, beginning),
+            progress=progress,
+        )
     return Finished(run.final, report)
 
 

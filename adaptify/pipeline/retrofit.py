@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from adaptify.environment import describe_environment
 from adaptify.errors import UsageError
 from adaptify.files import write_text
 from adaptify.pipeline import folder
+from adaptify.pipeline.auto_batch import with_smaller_batches
 from adaptify.pipeline.calibration import check_promise
 from adaptify.pipeline.conclude import conclude
 from adaptify.pipeline.exit_run import check_target
@@ -30,7 +32,7 @@ from adaptify.pipeline.prepare import (
     with_fresh_gates,
 )
 from adaptify.pipeline.run_files import write_run_report
-from adaptify.pipeline.unfinished import Beginning, Unfinished, new_run
+from adaptify.pipeline.unfinished import Beginning, Unfinished, begin_again, new_run
 from adaptify.plan import Step
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import CalibrateSection, Recipe
@@ -100,6 +102,7 @@ def retrofit(
     resume: Unfinished | None = None,
     network: Network | None = None,
     data: Data | None = None,
+    auto_batch: bool = False,
     progress: Progress = SILENT,
 ) -> Retrofitted:
     """Retrofit a checkpoint as `recipe` says, and write the run folder.
@@ -114,6 +117,7 @@ def retrofit(
         resume: An unfinished run with this recipe, to go on with: it becomes what it was to become.
         network: What the recipe's checkpoint holds, where that is open already.
         data: The recipe's images, likewise.
+        auto_batch: Whether to take fewer images at a time where the memory does not suffice.
         progress: Told how far the work is.
 
     Raises:
@@ -137,20 +141,34 @@ def retrofit(
         progress.note("the gates that the network has are left out: new ones take their place")
     for note in network.notes:
         progress.note(note)
-    data = data or open_recipe_data(recipe, network.architecture.input, model.num_classes, progress=progress)
-    check_promise(recipe, len(data.holdout))
-    method = make_gating_method(recipe)
+    images = data or open_recipe_data(
+        recipe, network.architecture.input, model.num_classes, progress=progress
+    )
+    check_promise(recipe, len(images.holdout))
     stem = f"{network.architecture.name.partition(':')[2].replace(':', '.')}-{recipe.method}"
-    beginning = Beginning.of("retrofit", recipe, network.source, data, device, force=force)
+    beginning = Beginning.of("retrofit", recipe, network.source, images, device, force=force)
     with new_run(stem, beginning, recipe, output=output, resume=resume, progress=progress) as run:
-        context = fit_context(recipe, device, run.work, progress)
-        context.scratch.mkdir()
-        fitted = method.fit(model, data, context)
-        shutil.rmtree(context.scratch)
-        model.plan = plan_for(recipe, network, before.steps)
-        report = conclude(fitted, model, Job(recipe, network, data, run, device, progress, started))
-        write_text(run.work / folder.ENVIRONMENT, json.dumps(describe_environment(), indent=1) + "\n")
-        report = write_run_report(report, recipe, run.work)
+
+        def attempt(settings: Recipe) -> Report:
+            # What an attempt that ran out of memory has trained is on the disk.
+            network = before.network
+            model = before.model if settings is recipe else preview(settings, network).model
+            context = fit_context(settings, device, run.work, progress)
+            context.scratch.mkdir()
+            fitted = make_gating_method(settings).fit(model, images, context)
+            shutil.rmtree(context.scratch)
+            model.plan = plan_for(settings, network, before.steps)
+            report = conclude(fitted, model, Job(settings, network, images, run, device, progress, started))
+            write_text(run.work / folder.ENVIRONMENT, json.dumps(describe_environment(), indent=1) + "\n")
+            return write_run_report(report, settings, run.work)
+
+        report = with_smaller_batches(
+            attempt,
+            recipe,
+            allowed=auto_batch,
+            changed=partial(begin_again, run, beginning),
+            progress=progress,
+        )
     return Retrofitted(run.final, report)
 
 

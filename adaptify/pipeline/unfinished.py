@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from adaptify.data import Data
+from adaptify.data.identity import state
 from adaptify.environment import describe_environment
 from adaptify.errors import RecipeError, UsageError
 from adaptify.files import write_text
@@ -40,6 +41,7 @@ class Beginning(Section):
         recipe: All settings.
         source: The checkpoint, with its hash.
         data: The name of the data set, its classes, and how many images there are in each part.
+        images: What the parts that are trained and chosen on hold, by `adaptify.data.identity.state`.
         machine: What decides how numbers are rounded.
     """
 
@@ -51,6 +53,7 @@ class Beginning(Section):
     recipe: dict[str, Any]
     source: Source
     data: dict[str, Any]
+    images: dict[str, str] = Field(default_factory=dict)
     machine: dict[str, Any]
 
     @classmethod
@@ -66,6 +69,8 @@ class Beginning(Section):
     ) -> Beginning:
         """What a run that begins now has to note."""
         described = data.describe() if data is not None else {}
+        parts = {"train": data.train, "holdout": data.holdout} if data is not None else {}
+        images = {part: found for part, split in parts.items() if (found := state(split)) is not None}
         described.pop("notes", None)
         facts = describe_environment()
         machine = {"torch": facts["versions"]["torch"], "device": str(device), "processes": group.size()}
@@ -79,6 +84,7 @@ class Beginning(Section):
             recipe=recipe.model_dump(mode="json"),
             source=source,
             data=json.loads(json.dumps(described)),
+            images=images,
             machine=json.loads(json.dumps(machine)),
         )
 
@@ -128,7 +134,7 @@ class Unfinished:
         source = ({"checkpoint.sha256": item.source.sha256} for item in (before, now))
         for what, found in (
             ("checkpoint", differences(*source)),
-            ("data set", differences(before.data, now.data)),
+            ("data set", differences(before.data, now.data) or _changed(before.images, now.images)),
         ):
             if found:
                 raise UsageError(
@@ -226,6 +232,18 @@ def new_run(
         yield run
 
 
+def begin_again(run: folder.NewRun, beginning: Beginning, recipe: Recipe) -> None:
+    """Let a run go on from what it has trained, with other settings than those that it began with.
+
+    Raises:
+        OutsideError: The disk refuses it.
+    """
+    folder.strip(run.work)
+    write_recipe(recipe, run.work / folder.RECIPE)
+    now = beginning.model_copy(update={"recipe": recipe.model_dump(mode="json")})
+    write_text(run.work / folder.UNFINISHED, now.model_dump_json(indent=1) + "\n")
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is different in two values of JSON, one line each.
 
@@ -238,6 +256,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for key in dict.fromkeys((*old, *new))
         if old.get(key, _Nothing) != new.get(key, _Nothing)
     ]
+
+
+def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Parts of a data set whose images are others, as many as they are; an older run has not noted them."""
+    return [f"{part}: other images" for part in before if before[part] != now.get(part)]
 
 
 class _Nothing:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptify.data import Data, Split
-from adaptify.errors import AdaptifyError, UsageError
+from adaptify.errors import AdaptifyError, ShortMemoryError, UsageError, is_out_of_memory
 from adaptify.parallel import group
 from adaptify.progress import SILENT, Progress, Stage
 from adaptify.training import layout
@@ -55,6 +55,7 @@ def train(
     observe: Observe | None = None,
     everything: Callable[[Tensor], Any] | None = None,
     states: States | None = None,
+    batch_size: int = 256,
     progress: Progress = SILENT,
 ) -> History:
     """Train `model` in place on `data.train`; it is left on `device`, in evaluation mode.
@@ -85,15 +86,17 @@ def train(
             BatchNorm.
         states: Gets the state of the run after every epoch; the run goes on from the newest that is there,
             and ends as if it had never stopped. None: it cannot be continued.
+        batch_size: Images in a batch where no gradients are kept: for accuracy and statistics.
         progress: Told of every step.
 
     Raises:
         UsageError: There is nothing to train, TensorBoard is asked for and not installed, the run cannot go
             on from `states`, or batches cannot be shared by the processes.
+        ShortMemoryError: A batch is too large for the memory.
         AdaptifyError: The loss or a weight is not finite any more, or a file cannot be written.
     """
     device = torch.device(device)
-    validate = validate or (lambda network: Validation(top1(network, data.holdout, device)))
+    validate = validate or (lambda network: Validation(top1(network, data.holdout, device, batch_size)))
     log = MetricsLog(folder, tensorboard=options.tensorboard and group.is_main())
     snapshots = Snapshots(folder / "checkpoints")
     try:
@@ -116,6 +119,7 @@ def train(
                 device=device,
                 seed=_seed(seed, options.epochs),
                 forward=everything,
+                most=batch_size,
                 progress=progress,
             )
             model.eval()
@@ -182,7 +186,12 @@ class _Loop:
             while state.epoch < self.options.epochs:
                 epoch, started = state.epoch, time.monotonic()
                 torch.manual_seed(_seed(self.seed, epoch))
-                meter = self._train(epoch, stage)
+                try:
+                    meter = self._train(epoch, stage)
+                except (RuntimeError, MemoryError) as error:
+                    if is_out_of_memory(error):
+                        raise self._too_large() from None
+                    raise
                 with self._averaged():
                     self.model.eval()
                     found = validate(self.model)
@@ -233,11 +242,14 @@ class _Loop:
             moment = Moment(epoch, step, self.steps, options.epochs)
             if options.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=options.bf16):
-                labels = group.gather_rows(labels)
-                loss = self.objective(self.forward, images, labels, moment)
-            (loss.total / parts).backward()
-            meter.add(step, loss, labels)
+            for some, truth in zip(
+                images.chunk(options.micro_batches), labels.chunk(options.micro_batches), strict=True
+            ):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=options.bf16):
+                    truth = group.gather_rows(truth)
+                    loss = self.objective(self.forward, some, truth, moment)
+                (loss.total * (len(some) / len(images)) / parts).backward()
+                meter.add(step, loss, truth)
             if part == parts - 1:
                 self._step(step)
                 told += 1
@@ -298,6 +310,15 @@ class _Loop:
             meter.read()
         except NonFiniteLossError as error:
             raise self._diverged(f"the loss is {error.value}", error.step) from error
+
+    def _too_large(self) -> ShortMemoryError:
+        size, parts = self.options.batch_size, self.options.micro_batches
+        cut = f", in {parts} parts" if parts > 1 else ""
+        return ShortMemoryError(
+            f"out of memory in training, with batches of {size} images{cut}",
+            f"Cut batches into parts with train.micro_batches={2 * parts}, or let --auto-batch do it.",
+            training=True,
+        )
 
     def _diverged(self, what: str, step: int) -> AdaptifyError:
         last = self.snapshots.path("last")

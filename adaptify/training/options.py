@@ -65,6 +65,8 @@ class LoopOptions(_Finite):
         channels_last: Whether to store images and filters channel by channel; quicker for convolutions.
         compile: Whether to compile the network with `torch.compile`.
         accumulate: Batches whose gradients make one step.
+        micro_batches: Parts in which a batch goes through the network, one after the other, for the same step
+            with less memory. What looks at a whole batch (BatchNorm, what gates are to spend) sees one part.
         augment: Whether to change the training images at random.
         distill: Learning from the untouched checkpoint; None: from the labels alone.
         recalibrate: Batches from which the statistics of BatchNorm are taken anew when training is done
@@ -90,6 +92,7 @@ class LoopOptions(_Finite):
     channels_last: bool = True
     compile: bool = False
     accumulate: int = Field(default=1, ge=1)
+    micro_batches: int = Field(default=1, ge=1)
     augment: bool = True
     distill: Distill | None = None
     recalibrate: int = Field(default=200, ge=0)

@@ -80,13 +80,16 @@ def recalibrate_on(
     device: torch.device | str,
     seed: int,
     forward: Callable[[Tensor], Any] | None = None,
+    most: int = _LARGE_BATCH,
     progress: Progress = SILENT,
 ) -> None:
     """`recalibrate` with images as they are in training: `options.recalibrate` batches, at most one pass.
 
-    Does nothing for a network without BatchNorm, or if `options` ask for no batches.
+    Does nothing for a network without BatchNorm, or if `options` ask for no batches. Batches are large, but
+    not larger than `most` images, or than what is trained on at a time.
     """
-    size = min(max(options.batch_size, _LARGE_BATCH), len(split))
+    fits = max(most, -(-options.batch_size // options.micro_batches))
+    size = min(max(options.batch_size, _LARGE_BATCH), fits, len(split))
     size -= size % group.size()
     count = min(options.recalibrate, len(split) // size)
     if count == 0 or not normalisations(model):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from adaptify.errors import AdaptifyError, UsageError
+from adaptify.errors import AdaptifyError, OutsideError, UsageError
 from adaptify.pipeline import folder
 from adaptify.pipeline.unfinished import differences
 
@@ -49,8 +49,7 @@ def test_what_is_stopped_keeps_what_was_trained(tmp_path: Path) -> None:
 
 def test_what_would_fail_again_is_not_recommended(tmp_path: Path) -> None:
     assert stopped(tmp_path / "run", AdaptifyError("the loss is not finite", "Lower it.")) == []
-    full = AdaptifyError("cannot write", "Free some space.")
-    full.__cause__ = OSError("disk full")
+    full = OutsideError("cannot write", "Free some space.")
     assert stopped(tmp_path / "run", full) == [tmp_path / "run.unfinished2"]
 
 
