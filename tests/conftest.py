@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest_plugins = ["families"]
+pytest_plugins = ["families", "trained"]
 
 ROOT = Path(__file__).resolve().parents[1]
 

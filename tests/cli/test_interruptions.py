@@ -14,21 +14,9 @@ from typing import Any
 
 import pytest
 from command_line import RUN, Cli, snapshot
+from processes import start
 
 from adaptify.cli.main import app
-
-CALL = "import sys; from adaptify.cli.main import main; sys.exit(main())"
-
-
-def start(*words: str, **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", CALL, *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        **options,
-    )
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "records.safetensors", "report.json", "report.html"])
