@@ -99,9 +99,9 @@ def bench(
     Examples:
       adaptify bench
       adaptify bench runs/resnet56-dgate-001 --batch-sizes 1,8,64 --threads 1
-      adaptify bench runs/resnet56-dgate-001 --backends fast,onnxruntime
-      adaptify bench runs/resnet56-gumbel-002 --against runs/resnet56-gumbel-001
-      adaptify bench resnet50.pth --data random
+      adaptify bench runs/resnet56-dgate-001 --backends fast,folded --rounds 20
+      adaptify bench runs/resnet56-gumbel-001 --against runs/resnet56-dgate-001
+      adaptify bench model.pth --data random --seconds 1
     """
     from adaptify.cli import values
     from adaptify.cli.bench_tables import benched

@@ -44,7 +44,7 @@ def calibrate(
     \b
     Examples:
       adaptify calibrate --max-drop 1.0
-      adaptify calibrate --max-drop 0.5 --confidence 0.95
+      adaptify calibrate --max-drop 5 --confidence 0.9
       adaptify calibrate runs/resnet56-dgate-001 --budget 0.6 --dry-run
       adaptify calibrate --budget 45M --rule quota
       adaptify calibrate --thresholds 1.2,never

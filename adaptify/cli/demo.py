@@ -33,7 +33,7 @@ def demo(
     \b
     Examples:
       adaptify demo
-      adaptify demo -o /tmp/demo --seed 1
+      adaptify demo --output elsewhere --seed 1
     """
     from adaptify.cli.console import Console
     from adaptify.pipeline import folder

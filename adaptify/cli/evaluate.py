@@ -61,10 +61,10 @@ def evaluate(
     \b
     Examples:
       adaptify evaluate
-      adaptify evaluate --budget 0.3,0.5,45M
-      adaptify evaluate runs/resnet56-dgate-001 --data other-images --batch-size 1
-      adaptify evaluate model.safetensors --data images --device cuda
-      adaptify evaluate resnet56.th --data cifar10:data
+      adaptify evaluate --budget 0.5,0.7,45M
+      adaptify evaluate runs/resnet56-dgate-001 --data images --batch-size 1
+      adaptify evaluate runs/resnet56-dgate-001/model.safetensors --data images
+      adaptify evaluate model.pth --data images --device cpu
     """
     from adaptify.cli import values
     from adaptify.cli.console import Console

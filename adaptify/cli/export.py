@@ -81,8 +81,8 @@ def export(
       adaptify export
       adaptify export runs/resnet56-dgate-001 --format onnx -o resnet56.onnx
       adaptify export runs/resnet56-dgate-001 --control-flow if
-      adaptify export runs/resnet56-sgad-001 --format pt2 --batch-size 1
-      adaptify export runs/resnet56-gumbel-001-pruned --format python -o net.py
+      adaptify export runs/resnet56-gumbel-001 --format pt2 --batch-size 1
+      adaptify export runs/resnet56-importance-001 --format python -o net.py
     """
     from adaptify.cli import values
     from adaptify.cli.console import Console

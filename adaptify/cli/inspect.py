@@ -43,8 +43,8 @@ def inspect(
 
     \b
     Examples:
-      adaptify inspect resnet56.th
-      adaptify inspect model.pth --arch timm:convnext_atto --depth 3 --all
+      adaptify inspect model.pth
+      adaptify inspect timm:convnext_atto --depth 3 --all
       adaptify inspect runs/resnet56-dgate-001
       adaptify inspect torchvision:resnet50
       adaptify inspect model.pth --json | jq .exits

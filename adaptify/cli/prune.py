@@ -131,10 +131,10 @@ def prune(
 
     \b
     Examples:
-      adaptify prune resnet56.th --target 0.5 --data cifar10:data
+      adaptify prune model.pth --target 0.5 --data images
       adaptify prune runs/resnet56-gumbel-001 --target 0.4
       adaptify prune model.pth --target 0.7 --importance bn_scale --dry-run
-      adaptify prune r56.th -t 0.5 --importance taylor --finetune 10 --data imgs
+      adaptify prune model.pth -t 0.5 --importance taylor --data images
     """
     from adaptify.cli import values
     from adaptify.cli.console import Console

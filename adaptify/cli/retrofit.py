@@ -88,12 +88,11 @@ def retrofit(
 
     \b
     Examples:
-      adaptify retrofit resnet56.th --data cifar10:data --max-drop 0.5
-      adaptify retrofit model.pth --data images --sites 'layer2.*' --budget 0.6
+      adaptify retrofit model.pth --data images --max-drop 0.5
+      adaptify retrofit model.pth --data images --sites 'layer?' --budget 0.6
       adaptify retrofit model.pth --data images --dry-run
-      adaptify retrofit resnet56.th -r dgate/resnet56_cifar10 --data cifar10:data
-      adaptify retrofit -r runs/resnet56-dgate-001/recipe.yaml train.epochs=40
-      adaptify retrofit --resume
+      adaptify retrofit model.pth -r dgate/digits_resnet_digits --data images
+      adaptify retrofit -r runs/resnet56-dgate-001/recipe.yaml train.epochs=20
     """
     from adaptify.cli import values
     from adaptify.cli.console import Console

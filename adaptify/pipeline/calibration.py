@@ -13,7 +13,7 @@ import torch
 from adaptify.errors import TargetError, UsageError
 from adaptify.recipe import Recipe
 from adaptify.runtime.adaptive import AdaptiveModel
-from adaptify.runtime.budget import Budget
+from adaptify.runtime.budget import MOST, Budget
 from adaptify.runtime.frontier import Frontier, OperatingPoint
 from adaptify.runtime.policy import ThresholdPolicy
 from adaptify.training.budgeted import sweep_quotas
@@ -57,7 +57,7 @@ def calibrate_model(
     macs = model.exit_macs(ThresholdPolicy((0.0,) * len(model.exits), score))
     wanted = dict(request)
     if "max_macs" in wanted:
-        wanted["max_macs"] = Budget.of(wanted["max_macs"]).fraction(model.cost.total)
+        wanted["max_macs"] = min(Budget.of(wanted["max_macs"]).fraction(model.cost.total), MOST)
     parts = [holdout]
     if "confidence" in wanted:
         rows = halves(len(holdout.labels), seed)

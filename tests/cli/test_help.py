@@ -68,19 +68,3 @@ def test_wrong_arguments_are_two_lines_and_exit_2(
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("error: ")
     assert "--help" in second
-
-
-def test_every_command_has_examples_that_are_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    from adaptify.cli.main import app
-
-    names = [str(command.name) for command in app.registered_commands]
-    for group in app.registered_groups:
-        assert group.typer_instance is not None
-        names += [f"{group.name} {command.name}" for command in group.typer_instance.registered_commands]
-    assert {"retrofit", "recipes ls"} <= set(names)
-    for name in names:
-        assert main([*name.split(), "--help"]) == 0
-        text = capsys.readouterr().out
-        assert "Examples:" in text, name
-        examples = text.split("Examples:\n")[1].split("\n\n")[0].splitlines()
-        assert all(f"adaptify {name}" in line for line in examples)

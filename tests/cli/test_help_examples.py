@@ -1,0 +1,136 @@
+"""The examples in the help of every command are run, for real, on handwritten digits."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import RUN, Cli
+from documents import ROOT_COMMAND
+from PIL import Image
+
+from adaptify.cli.main import main
+from adaptify.data import open_data
+from adaptify.models.registry import resolve
+
+LONG = ("demo", "retrofit", "prune", "bench", "export")
+
+
+def commands(group: Any = ROOT_COMMAND, name: str = "adaptify") -> Iterator[tuple[str, Any]]:
+    """Every command with all of its names."""
+    for word, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{name} {word}")
+        else:
+            yield f"{name} {word}", command
+
+
+def examples(command: Any) -> list[str]:
+    """The lines below `Examples:`."""
+    _, _, rest = command.help.partition("Examples:\n")
+    return [line.strip() for line in rest.partition("\n\n")[0].splitlines() if line.strip()]
+
+
+EXAMPLES = [line for _, command in commands() for line in examples(command)]
+
+
+def is_long(line: str) -> bool:
+    """Whether it trains, or measures time."""
+    return shlex.split(line)[1] in LONG and "--dry-run" not in line
+
+
+@pytest.fixture(scope="module")
+def stage(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that the examples name."""
+    folder = tmp_path_factory.mktemp("stage")
+    shutil.copy(finished / "digits.pt", folder / "digits.pt")  # the run's recipe names it so
+    shutil.copy(finished / "digits.pt", folder / "model.pth")
+    for name in ("resnet56-dgate-001", "boosted", "plain"):
+        shutil.copytree(finished / RUN, folder / "runs" / name)
+    data = open_data("digits", input=resolve("adaptify:digits_resnet").input)
+    for part, split, count in (("train", data.train, 300), ("val", data.test, 100)):
+        images, labels = next(split.batches(count))
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            file = folder / "images" / part / str(int(label)) / f"{index}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pixels = (image[0] * 0.376 + 0.3053).clamp(0, 1) * 255
+            Image.fromarray(pixels.round().byte().numpy()).save(file)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(stage: Path) -> Path:
+    """The stage with runs of the methods that take longer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(stage)
+        learned = [
+            "--method",
+            "gumbel",
+            "train.epochs=2",
+            "train.target=0.8",
+            "-o",
+            "runs/resnet56-gumbel-001",
+        ]
+        assert main(["retrofit", "model.pth", "--data", "images", *learned, "-q"]) == 0
+        judged = ["--target", "0.7", "--importance", "l2", "-o", "runs/resnet56-importance-001", "-q"]
+        assert main(["prune", "model.pth", "--data", "images", *judged]) == 0
+    return stage
+
+
+def words_of(line: str) -> list[str]:
+    """The words that adaptify gets from the shell, which expands runs/*."""
+    words = shlex.split(re.split(r"\s[|>]\s", line)[0])
+    return [
+        name
+        for word in words[1:]
+        for name in (sorted(map(str, Path().glob(word))) if "/*" in word else [word])
+    ]
+
+
+def run(line: str, cli: Cli) -> None:
+    said = cli(*words_of(line))
+    assert said.code == 0, said.err
+    found = re.search(r"\| jq '?\.(\[\]\.)?(\w+)'?$", line)
+    if found:
+        value = json.loads(said.out)
+        assert found[2] in (value[0] if found[1] else value)
+
+
+def test_every_command_has_examples_that_are_its_own() -> None:
+    assert len(list(commands())) >= 15
+    for name, command in commands():
+        assert examples(command), name
+        assert [line for line in examples(command) if not f"{line} ".startswith(f"{name} ")] == []
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize(("name", "command"), list(commands()), ids=[name for name, _ in commands()])
+def test_help_fits_the_terminal(
+    name: str, command: Any, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERMINAL_WIDTH", str(width))
+    assert main([*name.split()[1:], "--help"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= min(width, 100)
+    assert all(line in text for line in examples(command))  # in one piece, to be copied
+    assert "..." not in text.partition("\n\n")[2].partition("\n")[0]
+
+
+@pytest.mark.parametrize("line", [line for line in EXAMPLES if not is_long(line)])
+def test_a_quick_example_runs(line: str, stage: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(stage)
+    run(line, cli)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for line in EXAMPLES if is_long(line)])
+def test_a_long_example_runs(line: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained)
+    run(line, cli)
