@@ -36,7 +36,7 @@ def in_batches(work: Callable[[int], T], batch_size: int, *, halve: bool, progre
             if not is_out_of_memory(error):
                 raise
             short = _of_batch(batch_size)
-            if not halve or batch_size == 1:
+            if not halve or batch_size == 1 or group.size() > 1:
                 raise short from error
         _give_back()
         batch_size //= 2

@@ -49,7 +49,7 @@ class LoopOptions(_Finite):
 
     Attributes:
         epochs: Passes over the training images; 0 trains nothing.
-        batch_size: Images in one forward pass.
+        batch_size: Images in one forward pass, of all processes together where several share the work.
         optimizer: `sgd` or `adamw`.
         lr: Learning rate that the schedule scales.
         momentum: Of SGD.
