@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +13,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from adaptify.assembly import Adapted, assemble
-from adaptify.errors import ModelError, TargetError, UsageError
+from adaptify.bounds import brief
+from adaptify.errors import AdaptifyError, ModelError, TargetError, UsageError
 from adaptify.files import atomic_write, write_tensors
 from adaptify.graph.trace import trace
 from adaptify.input_spec import InputSpec
+from adaptify.models.allowance import Allowance, check_arguments
 from adaptify.models.registry import Architecture
-from adaptify.plan import FORMAT, Plan, parse_plan
+from adaptify.plan import FORMAT, Plan, RemoveBlocks, RemoveChannels, parse_plan
+from adaptify.runtime.frontier import Frontier
+
+_FREE = 1 << 26
+"""Numbers that a network may always have, beyond those in its file: 256 MiB."""
 
 
 def save(model: Adapted, path: str | os.PathLike[str]) -> None:
@@ -60,13 +68,23 @@ def load(
         ModelError: The file is damaged, is no artifact, or needs code that is not trusted.
     """
     plan, tensors = _read(artifact_path(path))
-    architecture = Architecture.from_json(plan.architecture)
+    with _naming(path):
+        architecture = Architecture.from_json(plan.architecture)
     if not architecture.is_public and not trust_code:
         raise ModelError(
             f"{path} is built by {architecture.name}: loading it runs that code",
             "If it is yours or you trust it, allow it: --trust-code, or load(..., trust_code=True).",
         )
-    return build(plan, tensors, replace(architecture, input=input) if input else architecture)
+    with _naming(path):
+        if plan.frontier is not None:
+            Frontier.from_json(plan.frontier)
+        check_arguments(architecture)
+        numbers = sum(tensor.numel() for tensor in tensors.values())
+        if architecture.is_public:
+            # The plan's word alone does not get memory: first the network is built without any.
+            with _allowed(plan, numbers, len(tensors)):
+                architecture.build_meta()
+        return build(plan, tensors, replace(architecture, input=input) if input else architecture)
 
 
 def build(plan: Plan, tensors: dict[str, Tensor], architecture: Architecture) -> Adapted:
@@ -76,7 +94,8 @@ def build(plan: Plan, tensors: dict[str, Tensor], architecture: Architecture) ->
         ModelError: Plan, tensors and architecture do not belong together.
     """
     traced = trace(architecture.build().eval(), architecture.input.shape)
-    model = assemble(traced, plan.steps, plan.policy).eval()
+    with Allowance(_FREE + 2 * sum(tensor.numel() for tensor in tensors.values())):
+        model = assemble(traced, plan.steps, plan.policy).eval()
     model.plan = plan
     expected, given = model.state_dict().keys(), tensors.keys()
     if expected != given:
@@ -108,9 +127,7 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
         with safe_open(source, framework="pt") as opened:
             metadata = opened.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{source} is not a readable safetensors file: {error}", "The file is damaged."
-        ) from error
+        raise _unreadable(source, error) from error
     if FORMAT not in metadata:
         raise ModelError(
             f"{source} holds tensors but no adaptify plan",
@@ -130,8 +147,47 @@ def is_artifact(path: str | os.PathLike[str]) -> bool:
 
 def _read(source: Path) -> tuple[Plan, dict[str, Tensor]]:
     plan = read_plan(source)
-    with safe_open(source, framework="pt") as opened:
-        return plan, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    try:
+        with safe_open(source, framework="pt") as opened:
+            return plan, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except MemoryError:
+        raise
+    except Exception as error:  # types and shapes that torch does not know end in errors of many kinds
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"{source} is not a readable safetensors file: {brief(error)}",
+        "The file is damaged: copy it again, or make the run again.",
+    )
+
+
+@contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Name the file in what goes wrong with its plan, which may say anything."""
+    try:
+        yield
+    except AdaptifyError as error:
+        raise type(error)(f"{path}: {brief(error.message, 600)}", error.hint) from error
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{path} holds a plan that cannot be carried out: {type(error).__name__}: {brief(error)}",
+            "The file is damaged, or the code that builds the network has changed.",
+        ) from error
+
+
+def _allowed(plan: Plan, numbers: int, tensors: int) -> Allowance:
+    """How large the architecture of a plan may be, by the tensors that came of it.
+
+    Nothing of it is missing, unless channels or blocks were removed: then it was larger by as much as anybody
+    would remove.
+    """
+    if any(isinstance(step, RemoveChannels | RemoveBlocks) for step in plan.steps):
+        return Allowance(max(4 * _FREE, 16 * numbers), (1 << 16) + 16 * tensors)
+    return Allowance(_FREE + 2 * numbers, (1 << 12) + 4 * tensors)
 
 
 def artifact_path(path: str | os.PathLike[str]) -> Path:

@@ -53,17 +53,23 @@ def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """Read JSON that is not nested deeper than `MOST_DEPTH`.
+    """Read JSON that is not nested deeper than `MOST_DEPTH`, and whose integers have at most 64 bits.
 
     Raises:
-        ValueError: It is not JSON, or nested deeper.
+        ValueError: It is not JSON, or holds more.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_int=_integer)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     check_depth(value)
     return value
+
+
+def brief(what: object, most: int = 200) -> str:
+    """The first line of what a reader has to say, or of what stands in a file, cut to `most` characters."""
+    text = (str(what).strip().splitlines() or [type(what).__name__])[0]
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def check_depth(value: Any) -> None:
@@ -79,3 +85,9 @@ def check_depth(value: Any) -> None:
         inner = [item.values() if isinstance(item, dict) else item for item in level]
         level = [part for items in inner for part in items if isinstance(part, (dict, list))]
     raise ValueError(f"it is nested deeper than {MOST_DEPTH} levels")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) < 20 and abs(value := int(digits)) < 1 << 63:
+        return value
+    raise ValueError(f"{brief(digits, 30)} has more than 64 bits")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from adaptify.bounds import brief, parse_json
 from adaptify.errors import ModelError
 from adaptify.version import VERSION
 
@@ -257,16 +257,18 @@ def parse_plan(text: str, source: str) -> Plan:
         ModelError: It is no plan, is damaged, or comes from a newer adaptify.
     """
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError as error:
-        raise ModelError(f"the plan in {source} is not JSON: {error}", "The file is damaged.") from error
+        raise ModelError(
+            f"the plan in {source} is not JSON: {brief(error)}", "The file is damaged."
+        ) from error
     if not isinstance(value, Mapping) or value.get("format") != FORMAT:
         raise ModelError(f"{source} holds no adaptify plan", "Name a model.safetensors that adaptify wrote.")
     version = value.get("version")
     if isinstance(version, int) and version > PLAN_VERSION:
         raise ModelError(
             f"{source} has plan version {version}; this adaptify reads version {PLAN_VERSION}",
-            f"Update adaptify: the file was written by version {value.get('adaptify', 'unknown')}.",
+            f"Update adaptify: the file was written by version {brief(value.get('adaptify', 'unknown'))}.",
         )
     try:
         return Plan.model_validate(value)
@@ -274,5 +276,5 @@ def parse_plan(text: str, source: str) -> Plan:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(step) for step in first["loc"])
         raise ModelError(
-            f"the plan in {source} is damaged at {where}: {first['msg']}", "Make it again."
+            f"the plan in {source} is damaged at {brief(where)}: {brief(first['msg'])}", "Make it again."
         ) from error

@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from adaptify.bounds import MOST_RECIPE, brief, read_text
 from adaptify.errors import RecipeError, UsageError, did_you_mean
 from adaptify.files import write_text
 from adaptify.methods.base import Section, find_method
@@ -291,15 +292,15 @@ def write_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> None:
 def _read(file: Path) -> tuple[dict[str, Any], dict[_Path, str]]:
     """Settings of a YAML file, and for each key where it stands, as "file:line:column "."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file, MOST_RECIPE)
         document = yaml.compose(text, Loader=CoreLoader)
         settings = yaml.load(text, Loader=CoreLoader)
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {file}: {error.strerror}", "Check its name.") from error
-    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or a number that is none
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # not UTF-8, a number that is none, ...
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML text"
+        problem = brief(getattr(error, "problem", None) or f"not YAML text ({error})")
         raise RecipeError(
             f"{file}{where}: {problem}", "A recipe is YAML: key: value, indented by section."
         ) from error
@@ -352,7 +353,7 @@ def _explain(error: ValidationError, schema: type[Recipe], places: Mapping[_Path
         split = [known.split(".") for known in keys]
         siblings = dict.fromkeys(".".join(k[:level]) for k in split if k[: level - 1] == list(path[:-1]))
         return RecipeError(
-            f"{where}{key}: unknown key{did_you_mean(key, siblings or keys)}",
+            f"{where}{brief(key)}: unknown key{did_you_mean(key[:100], siblings or keys)}",
             f"There are: {', '.join(siblings or keys)}.",
         )
     if first["type"] == "missing":
@@ -361,10 +362,10 @@ def _explain(error: ValidationError, schema: type[Recipe], places: Mapping[_Path
     if ".".join(path[:-1]) in keys and isinstance(first["loc"][-1], str):
         key = ".".join(path[:-1])  # behind a key that takes values of several kinds: the name of a kind
     message = first["msg"].removeprefix("Value error, ")
-    given = f", got {first['input']!r}" if first["loc"] and first["type"] != "value_error" else ""
+    given = f", got {brief(repr(first['input']))}" if first["loc"] and first["type"] != "value_error" else ""
     is_list = isinstance(first["input"], str) and "," in first["input"]
     hint = f"If it is to be a list, write '{key}=[{first['input']}]'." if is_list else "Correct the value."
-    return RecipeError(f"{where}{key}: {message[:1].lower()}{message[1:]}{given}", hint)
+    return RecipeError(f"{where}{brief(key)}: {message[:1].lower()}{brief(message[1:])}{given}", hint)
 
 
 # The one required key of each section.

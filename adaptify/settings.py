@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from adaptify.bounds import MOST_DEPTH, brief
 from adaptify.errors import RecipeError, did_you_mean
 
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*")
@@ -25,7 +26,26 @@ class Section(BaseModel):
 
 
 class CoreLoader(yaml.SafeLoader):
-    """PyYAML's safe loader with the scalars of the YAML 1.2 core schema."""
+    """PyYAML's safe loader with the scalars of the YAML 1.2 core schema, and without aliases.
+
+    A few lines of aliases stand for any number of values (a "billion laughs"), and no settings need them.
+    """
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Read one value; refuse aliases, and values that are nested deeper than `MOST_DEPTH`."""
+        mark = self.peek_event().start_mark
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read: write it out", mark)
+        if self._depth > MOST_DEPTH:
+            raise yaml.composer.ComposerError(None, None, "it is nested too deeply", mark)
+        self._depth += 1
+        try:
+            node: yaml.Node | None = super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+        return node
 
 
 class CoreDumper(yaml.SafeDumper):
@@ -95,9 +115,9 @@ def parse_overrides(words: Sequence[str] | None, known: Iterable[str] | None = N
 def _value(key: str, text: str) -> Any:
     try:
         return yaml.load(text, Loader=CoreLoader)  # a safe loader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # not YAML, or a number that is none
         problem = getattr(error, "problem", None) or "not YAML"
         raise RecipeError(
-            f"{key}: cannot read the value '{text}': {problem}",
+            f"{key}: cannot read the value '{brief(text)}': {brief(problem)}",
             "Put quotes around text with special characters.",
         ) from error

@@ -84,7 +84,7 @@ def _given(checkpoint: Checkpoint, arch: str, kwargs: dict[str, Any]) -> Fit:
 
 def image_channels(checkpoint: Checkpoint) -> int:
     """Channels of the images, read off the first convolution; 3 where there is none."""
-    kernels = (tensor for tensor in checkpoint.tensors.values() if tensor.dim() == 4)
+    kernels = (tensor for tensor in checkpoint.tensors.values() if tensor.dim() == 4 and tensor.numel())
     first = next(kernels, None)
     return 3 if first is None else int(first.shape[1])
 

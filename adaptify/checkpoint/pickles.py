@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from adaptify.bounds import brief
 from adaptify.errors import ModelError
 from adaptify.models.user_code import search_working_folder
 
@@ -81,7 +82,7 @@ def _explain(error: Exception, path: Path, trust: bool) -> ModelError:
         )
     reason = (text.partition("WeightsUnpickler error:")[2] or text).strip() or type(error).__name__
     return ModelError(
-        f"{path} is damaged or cut short: {reason.splitlines()[0]}", "Copy or download the checkpoint again."
+        f"{path} is damaged or cut short: {brief(reason)}", "Copy or download the checkpoint again."
     )
 
 

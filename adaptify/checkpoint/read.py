@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from adaptify.bounds import room
+from adaptify.bounds import brief, room
 from adaptify.checkpoint.formats import Format, detect
 from adaptify.checkpoint.pickles import unpickle
 from adaptify.checkpoint.state_dict import find_weights, mentioned_names
@@ -90,7 +90,7 @@ def _read(file: Path, format: Format, trust_pickle: bool) -> Any:
         raise
     except Exception as error:  # types and shapes that torch does not know end in errors of many kinds
         raise ModelError(
-            f"{file} is damaged or cut short: {error}", "Copy or download the checkpoint again."
+            f"{file} is damaged or cut short: {brief(error)}", "Copy or download the checkpoint again."
         ) from error
 
 

@@ -175,9 +175,11 @@ def prune(
         unfinished = find("prune", checkpoint, refused)
         method, judged_by = judging(method, importance)
         unfinished.check_settings({**options, **judged_by, **values.given({"method": method})}, overrides)
+        values.check_consent(unfinished.recipe.model, {**options, **overrides})
         _work(unfinished.recipe, None, unfinished.beginning.force, auto_batch, console, unfinished)
         return
     settings = resolve_settings(checkpoint, method, importance, recipe, options, overrides)
+    values.check_consent(settings.model, {**options, **overrides})
     if dry_run:
         _show_plan(settings, console)
     else:

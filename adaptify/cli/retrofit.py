@@ -135,6 +135,7 @@ def retrofit(
         unfinished = find("retrofit", first, refused)
         options |= _target(request)
         unfinished.check_settings(options | values.given({"method": method}), settings)
+        values.check_consent(unfinished.recipe.model, {**options, **settings})
         _work(unfinished.recipe, None, unfinished.beginning.force, auto_batch, console, unfinished)
         return
     _check_complete({**options, **settings}, recipe)
@@ -145,6 +146,7 @@ def retrofit(
 
     found = find_recipe(recipe) if recipe is not None else None
     resolved = resolve(method, file=found, options=options | _target(request), overrides=settings)
+    values.check_consent(resolved.model, {**options, **settings})
     if dry_run:
         _show_plan(resolved, console)
     else:

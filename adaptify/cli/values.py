@@ -11,10 +11,13 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adaptify.errors import UsageError
 from adaptify.runtime.budget import Budget
+
+if TYPE_CHECKING:
+    from adaptify.recipe import ModelSection
 
 NEVER = ("never", "none", "null", "inf")
 ALWAYS = -3.4028234663852886e38  # the least float32: every score reaches it
@@ -246,6 +249,29 @@ def model_settings(
             "model.trust_pickle": trust_pickle or None,
         }
     )
+
+
+def check_consent(model: ModelSection, said: Mapping[str, Any]) -> None:
+    """Make sure that code is run because who calls says so, and not because a recipe does.
+
+    Args:
+        model: The network that is asked for, whoever asked.
+        said: Options and `key=value` words of the command line, by their keys in a recipe.
+
+    Raises:
+        UsageError: The recipe asks to run code, and the command line does not.
+    """
+    from adaptify.models.registry import is_public_name
+
+    trusted = bool(said.get("model.trust_pickle"))
+    named = model.arch is not None and ":" in model.arch and not is_public_name(model.arch)
+    if model.trust_pickle and not trusted:
+        asked = f"trusts the code that {model.checkpoint} names"
+    elif named and not trusted and "model.arch" not in said:
+        asked = f"builds the network by {model.arch}, which runs that code"
+    else:
+        return
+    raise UsageError(f"the recipe {asked}", "If you trust both too, say so: --trust-code.")
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:

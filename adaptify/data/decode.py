@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from adaptify.bounds import brief
 from adaptify.data.resize import fit_image, scaled_size
 from adaptify.data.split import Report
 from adaptify.errors import OutsideError, UsageError
@@ -28,6 +31,13 @@ _LEAVE_OUT = "Replace or remove the file, or leave such images out with --skip-c
 CHUNK = 64  # images that a thread decodes before it takes the next ones
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's mode for a number of channels
+
+# What is taken for an image, whatever a file is called. Pillow knows more formats, among them some that are
+# programs: it hands PostScript to an interpreter.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+MOST_PIXELS = 1 << 26
+"""Pixels of an image file; a few KB can unpack to any number of them."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ def open_image(path: str, input: InputSpec) -> Image.Image:
         OutsideError: It has vanished.
     """
     with _naming(path), open(path, "rb") as file:
-        return _convert(Image.open(file), MODES[input.channels])
+        return _convert(_opened(file), MODES[input.channels])
 
 
 def read_image(path: str, input: InputSpec) -> npt.NDArray[np.uint8]:
@@ -77,7 +87,7 @@ def read_image(path: str, input: InputSpec) -> npt.NDArray[np.uint8]:
         OutsideError: It has vanished.
     """
     with _naming(path), open(path, "rb") as file:
-        image = Image.open(file)
+        image = _opened(file)
         height, width = scaled_size(image.height, image.width, input)
         # A JPEG can be decoded at a half, a quarter or an eighth of its size, which is far cheaper. What is
         # then left to the antialiasing filter, a factor of 2 or more, hides the coarser decoding.
@@ -146,7 +156,7 @@ def readable(files: ImageFiles, workers: int, report: Report) -> Tensor:
     def try_one(i: int) -> None:
         try:
             with _naming(files.path(i)), open(files.path(i), "rb") as file:
-                image = Image.open(file)
+                image = _opened(file)
                 image.draft(image.mode, (1, 1))
                 _convert(image, "RGB")
         except UsageError:
@@ -164,17 +174,32 @@ def _for_each(work: Callable[[int], None], count: int, workers: int, report: Rep
         return stop - start
 
     starts = range(0, count, CHUNK)
-    if workers < 2:
-        _drain(map(chunk, starts), report)
-        return
-    Image.init()  # Pillow loads its readers when first needed, which threads must not do at the same time
-    with ThreadPoolExecutor(workers) as pool:
-        _drain(pool.map(chunk, starts), report)
+    with warnings.catch_warnings():
+        # What Pillow can read in spite of all is read; what it cannot is told of by name.
+        warnings.simplefilter("ignore")
+        if workers < 2:
+            _drain(map(chunk, starts), report)
+            return
+        Image.init()  # Pillow loads its readers when first needed, which threads must not do at the same time
+        with ThreadPoolExecutor(workers) as pool:
+            _drain(pool.map(chunk, starts), report)
 
 
 def _drain(sizes: Iterable[int], report: Report) -> None:
     for size in sizes:
         report(size)
+
+
+def _opened(file: IO[bytes]) -> Image.Image:
+    """Open an image without decoding it.
+
+    Raises:
+        ValueError: It has more than `MOST_PIXELS`.
+    """
+    image = Image.open(file, formats=FORMATS)
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(f"its {image.width}x{image.height} pixels are more than {MOST_PIXELS:,}")
+    return image
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
@@ -206,4 +231,4 @@ def _reason(error: Exception) -> str:
         return "it is not an image of a known format"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error) or type(error).__name__
+    return brief(error)

@@ -109,12 +109,32 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _images(folder: Path) -> Iterator[str]:
-    """Paths of the image files anywhere below `folder`, relative to its parent."""
-    for place, _, names in os.walk(folder, followlinks=True):
+    """Paths of the image files anywhere below `folder`, relative to its parent.
+
+    Links are followed, since data sets are often put together of them; but no folder is entered twice, and
+    what is no file (a pipe, a device) would never end.
+    """
+    entered: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        place = waiting.pop()
+        try:
+            status = place.stat()
+            with os.scandir(place) as entries:
+                listed = list(entries)
+        except OSError:  # gone by now, or not to be read: it has no images
+            continue
+        if (status.st_dev, status.st_ino) in entered:
+            continue
+        entered.add((status.st_dev, status.st_ino))
         below = os.path.relpath(place, folder.parent)
-        for name in names:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                yield os.path.join(below, name)
+        for entry in listed:
+            if entry.is_dir():
+                waiting.append(place / entry.name)
+            elif (
+                entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith(".") and entry.is_file()
+            ):
+                yield os.path.join(below, entry.name)
 
 
 def _list(folder: Path) -> _Listing:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from adaptify.bounds import MOST_CHANNELS
 from adaptify.errors import AdaptifyError, UsageError
 from adaptify.input_spec import InputSpec
 
@@ -84,9 +85,9 @@ def with_channels(spec: InputSpec, channels: int) -> InputSpec:
     """Return `spec` for images of `channels` channels, with the average of its statistics if that is new.
 
     Raises:
-        ValueError: `channels` is not a positive integer.
+        ValueError: `channels` is not a positive integer, or more than images have.
     """
-    if not isinstance(channels, int) or channels < 1:
+    if not isinstance(channels, int) or not 1 <= channels <= MOST_CHANNELS:
         raise ValueError(f"{channels!r} is not a number of channels")
     if channels == spec.channels:
         return spec

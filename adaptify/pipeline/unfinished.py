@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, ValidationError
 
+from adaptify.bounds import brief, parse_json, read_text
 from adaptify.data import Data
 from adaptify.data.identity import state
 from adaptify.environment import describe_environment
@@ -300,18 +301,18 @@ def read_unfinished(path: Path) -> Unfinished:
     """
     file = path / folder.UNFINISHED
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = parse_json(read_text(file))
         version = value.get("version")
         if isinstance(version, int) and version > BEGINNING_VERSION:
             raise UsageError(
                 f"{file} has version {version}; this adaptify reads version {BEGINNING_VERSION}",
-                f"Update adaptify: the run began with version {value.get('adaptify', 'unknown')}.",
+                f"Update adaptify: the run began with version {brief(value.get('adaptify', 'unknown'))}.",
             )
         beginning = Beginning.model_validate(value)
         recipe = recipe_type(str(beginning.recipe.get("method"))).model_validate(beginning.recipe)
     except (OSError, ValueError, AttributeError, ValidationError) as error:
         raise UsageError(
-            f"{file} is damaged: {str(error).splitlines()[0]}",
+            f"{file} is damaged: {brief(error)}",
             "Start anew: the same command without --resume.",
         ) from error
     return Unfinished(path, beginning, recipe)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from adaptify.bounds import brief
 from adaptify.errors import UsageError
 from adaptify.files import atomic_write, write_tensors
 from adaptify.runtime.policy import ThresholdPolicy, never_leave
@@ -103,15 +103,22 @@ def load_records(path: str | os.PathLike[str]) -> dict[str, ExitRecords]:
     source = Path(path)
     try:
         tensors = load_file(source)
-        splits = {name.split(".")[0] for name in tensors}
-        return {
-            split: ExitRecords(
-                tensors[f"{split}.scores"], tensors[f"{split}.predictions"], tensors[f"{split}.labels"]
-            )
-            for split in splits
-        }
-    except (OSError, SafetensorError, KeyError) as error:
+        splits = {name.split(".")[0] for name in tensors} | {"holdout", "test"}
+        return {split: _checked(split, tensors) for split in splits}
+    except MemoryError:
+        raise
+    except Exception as error:  # types and shapes that torch does not know end in errors of many kinds
         raise UsageError(
-            f"cannot read the exit records {source}: {error}",
+            f"cannot read the exit records {source}: {brief(error)}",
             "Make the run again: `adaptify retrofit --recipe RUN/recipe.yaml`.",
         ) from error
+
+
+def _checked(split: str, tensors: Mapping[str, Tensor]) -> ExitRecords:
+    scores, predictions, labels = (tensors[f"{split}.{name}"] for name in ("scores", "predictions", "labels"))
+    shapes = (len(scores) + 1, *labels.shape), (len(scores), *labels.shape)
+    if labels.dim() != 1 or (predictions.shape, scores.shape) != shapes:
+        raise ValueError(f"scores, predictions and labels of '{split}' do not fit each other")
+    if (scores.dtype, predictions.dtype, labels.dtype) != (torch.float32, torch.int64, torch.int64):
+        raise ValueError(f"scores, predictions or labels of '{split}' are of another type")
+    return ExitRecords(scores, predictions, labels)

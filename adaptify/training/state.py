@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from adaptify.bounds import brief, parse_json
 from adaptify.errors import UsageError
 from adaptify.files import atomic_write, write_tensors
 from adaptify.parallel import group
@@ -183,7 +184,15 @@ class States:
         """
         found = group.by_main(lambda: self._newest(progress))
         if found is not None:
-            state.restore(*found)
+            try:
+                state.restore(*found)
+            except UsageError as error:
+                raise UsageError(f"{self.folder}: {error.message}", error.hint) from error
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise UsageError(
+                    f"the state of the training in {self.folder} is not what training writes: {brief(error)}",
+                    "Start anew, without --resume.",
+                ) from error
         return found is not None
 
     def _newest(self, progress: Progress) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -214,9 +223,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata["sha256"] != _checksum(metadata["facts"], tensors):
             raise _DamagedError("its checksum is another one")
-        return tensors, json.loads(metadata["facts"])
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise _DamagedError(str(error)) from error
+        return tensors, parse_json(metadata["facts"])
+    except (MemoryError, UsageError, _DamagedError):
+        raise
+    except Exception as error:  # types and shapes that torch does not know end in errors of many kinds
+        raise _DamagedError(brief(error)) from error
 
 
 def _checksum(facts: str, tensors: Mapping[str, Tensor]) -> str:

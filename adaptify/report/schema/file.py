@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from adaptify.bounds import brief, parse_json, read_text
 from adaptify.errors import UsageError
 from adaptify.files import write_text
 from adaptify.report.schema.report import FORMAT, VERSION, Report
@@ -38,7 +39,7 @@ def parse_report(value: Any, source: str = "report") -> Report:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(step) for step in first["loc"]) or "the report"
         raise UsageError(
-            f"{source} is broken at {where}: {first['msg']}",
+            f"{source} is broken at {brief(where)}: {brief(first['msg'])}",
             "Make it again: `adaptify evaluate` or `adaptify calibrate`.",
         ) from error
 
@@ -51,14 +52,14 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     """
     source = Path(path)
     try:
-        value = json.loads(source.read_text(encoding="utf-8"))
+        value = parse_json(read_text(source))
     except OSError as error:
         raise UsageError(
             f"cannot read {source}: {error.strerror}", "Name a run folder that has a report.json."
         ) from error
     except ValueError as error:  # not UTF-8, or not JSON
         raise UsageError(
-            f"{source} is not JSON: {error}", "The file is damaged: make the report again."
+            f"{source} is not JSON: {brief(error)}", "The file is damaged: make the report again."
         ) from error
     return parse_report(value, str(source))
 
