@@ -205,7 +205,7 @@ def resolve(
             names the place.
         UsageError: The method is unknown, and not from the file.
     """
-    settings, places = _read(Path(file)) if file is not None else ({}, {})
+    settings, places = read_settings(Path(file)) if file is not None else ({}, {})
     return _resolved(method, settings, places, options, overrides)
 
 
@@ -222,12 +222,21 @@ def check(file: str | os.PathLike[str], overrides: Mapping[str, Any] = {}) -> Re
     Raises:
         RecipeError, UsageError: As `resolve` does.
     """
-    settings, places = _read(Path(file))
+    settings, places = read_settings(Path(file))
     for section, key, word in (("model", "checkpoint", "CKPT"), ("data", "source", "DATA")):
         given = settings.setdefault(section, {})
         if isinstance(given, dict):
             given.setdefault(key, word)
     return _resolved(None, settings, places, {}, overrides)
+
+
+def resolve_settings(method: str | None, settings: dict[str, Any]) -> Recipe:
+    """The recipe that nested settings are, checked; see `resolve`.
+
+    Raises:
+        RecipeError, UsageError: As `resolve` does.
+    """
+    return _resolved(method, settings, {}, {}, {})
 
 
 def _resolved(
@@ -237,6 +246,11 @@ def _resolved(
     options: Mapping[str, Any],
     overrides: Mapping[str, Any],
 ) -> Recipe:
+    if "stages" in settings:
+        raise RecipeError(
+            f"{_place(('stages',), places)}the recipe has several stages",
+            "Run it with: adaptify retrofit CKPT --recipe FILE.",
+        )
     own = overrides.get("method") or method
     name = own or settings.get("method") or "dgate"
     where = "" if own else _place(("method",), places)
@@ -289,7 +303,7 @@ def write_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> None:
     write_text(path, dump_recipe(recipe))
 
 
-def _read(file: Path) -> tuple[dict[str, Any], dict[_Path, str]]:
+def read_settings(file: Path) -> tuple[dict[str, Any], dict[_Path, str]]:
     """Settings of a YAML file, and for each key where it stands, as "file:line:column "."""
     try:
         text = read_text(file, MOST_RECIPE)

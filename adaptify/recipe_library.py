@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from adaptify.errors import RecipeError, did_you_mean
 
@@ -69,5 +71,12 @@ def list_recipes() -> list[Listed]:
         text = (FOLDER / f"{name}{_SUFFIX}").read_text(encoding="utf-8")
         settings = yaml.load(text, Loader=CoreLoader)  # a safe loader
         summary = text.partition("\n")[0].lstrip("# ").rstrip()
-        listed.append(Listed(name, settings["method"], settings["model"]["arch"], summary))
+        method = " + ".join(_methods(settings))
+        listed.append(Listed(name, method, settings["model"]["arch"], summary))
     return listed
+
+
+def _methods(settings: Mapping[str, Any]) -> list[str]:
+    """The method of a recipe, or those of its stages."""
+    stages = settings.get("stages", [settings])
+    return [stage.get("method", stage.get("command")) for stage in stages]

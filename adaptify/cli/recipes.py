@@ -158,6 +158,7 @@ def validate(
     from adaptify.recipe import check
     from adaptify.recipe_library import find_recipe
     from adaptify.settings import parse_overrides
+    from adaptify.stages import check_stages
     from adaptify.text import printable
 
     files = [word for word in words if "=" not in word or Path(word).exists()]
@@ -167,7 +168,9 @@ def validate(
     wrong = []
     for file in files:
         try:
-            check(find_recipe(file), overrides)
+            found = find_recipe(file)
+            if check_stages(found, overrides) is None:
+                check(found, overrides)
         except (RecipeError, UsageError) as error:  # an unknown method, too, makes a recipe invalid
             wrong.append(error)
         else:

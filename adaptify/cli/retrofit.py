@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from adaptify.cli.console import Console
     from adaptify.pipeline.unfinished import Unfinished
     from adaptify.recipe import Recipe as Settings
+    from adaptify.stages import Stages
 
 
 def retrofit(
@@ -128,6 +129,9 @@ def retrofit(
         max_drop=max_drop, budget=max_macs, by_hand=thresholds, confidence=confidence, rule=rule
     )
     settings = parse_overrides(words)
+    if resume and first is not None and (Path(first) / "stages.json").is_file():
+        _work_in_stages(Path(first), None, False, console)
+        return
     if resume:
         from adaptify.cli.resuming import find
 
@@ -145,6 +149,14 @@ def retrofit(
     from adaptify.recipe_library import find_recipe
 
     found = find_recipe(recipe) if recipe is not None else None
+    if found is not None:
+        from adaptify.stages import read_stages
+
+        asked = options | _target(request) | values.given({"method": method})
+        stages = read_stages(found, asked, settings)
+        if stages is not None:
+            _work_in_stages(stages, output, force, console, dry_run=dry_run)
+            return
     resolved = resolve(method, file=found, options=options | _target(request), overrides=settings)
     values.check_consent(resolved.model, {**options, **settings})
     if dry_run:
@@ -245,4 +257,36 @@ def _work(
         "next:\n"
         f"  adaptify report {done.folder}\n"
         f"  adaptify {following.format(done.folder)}"
+    )
+
+
+def _work_in_stages(
+    what: Stages | Path, output: Path | None, force: bool, console: Console, *, dry_run: bool = False
+) -> None:
+    from adaptify.pipeline import folder
+    from adaptify.pipeline.staged import go_on, run_stages
+    from adaptify.report.tables import headline_table, stages_table
+    from adaptify.runtime.allocator import keep_freed_memory
+
+    if dry_run and not isinstance(what, Path):
+        from adaptify.recipe import dump_recipe
+
+        recipes = [stage.recipe for stage in what.resolved() if stage.recipe is not None]
+        console.data([recipe.model_dump(mode="json") for recipe in recipes])
+        console.show(*(dump_recipe(recipe) for recipe in recipes))
+        console.say("dry run: what later stages work on is not known yet; nothing was trained or written")
+        return
+    keep_freed_memory()
+    if isinstance(what, Path):
+        done = go_on(what, progress=console)
+    else:
+        done = run_stages(what, output=output, force=force, progress=console)
+    console.data({**done.report.to_json(), "run": str(done.folder)})
+    console.show("", headline_table(done.report), "", stages_table(done.report.stages))
+    console.say(
+        f"\nrun: {done.folder}\n"
+        f"page: {done.folder / folder.PAGE}\n"
+        "next:\n"
+        f"  adaptify report {done.folder}\n"
+        f"  adaptify evaluate {done.folder}"
     )

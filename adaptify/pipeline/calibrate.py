@@ -18,6 +18,7 @@ from adaptify.pipeline.gate_calibrate import calibrate_gates
 from adaptify.pipeline.prepare import open_recipe_data
 from adaptify.pipeline.reporting import build_report
 from adaptify.pipeline.run_files import write_run_report
+from adaptify.pipeline.stage_rows import recalibrated
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import CalibrateSection, Recipe, resolve, write_recipe
 from adaptify.report.schema import Report, read_report
@@ -112,6 +113,7 @@ def _finished(
     run: Path, model: Adapted, recipe: Recipe, before: Report, report: Report, dry_run: bool
 ) -> Calibrated:
     """Bring the files of a run up to date, unless they are only to be looked at."""
+    report = recalibrated(before, report)
     if not dry_run:
         with folder.changed_run(run) as work:
             artifact.save(model, work / folder.MODEL)

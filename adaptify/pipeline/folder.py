@@ -72,7 +72,7 @@ def new_run(
     if resumed is None:
         check_output(output, force=force)
     run = _reserve(stem, output) if resumed is None else _take_up(resumed, force=force)
-    with _locked(run.work):
+    with locked(run.work):
         if resumed is not None:
             strip(run.work)
         try:
@@ -124,7 +124,7 @@ def is_left(folder: Path) -> bool:
     if not is_unfinished(folder):
         return False
     try:
-        with _locked(folder):
+        with locked(folder):
             return True
     except UsageError:
         return False
@@ -188,7 +188,7 @@ def _take_up(left: Path, *, force: bool) -> NewRun:
     work = final.with_name(f".{final.name}.part")
     if final != left:
         check_output(final, force=force)
-    with _locked(left):
+    with locked(left):
         if work != left:
             if work.exists():
                 raise UsageError(
@@ -200,7 +200,7 @@ def _take_up(left: Path, *, force: bool) -> NewRun:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from filling `folder`; the system lets go of it when this one ends, however."""
     busy = UsageError(f"another process is filling {folder}", "Wait for it, or end it.")
     try:
@@ -251,7 +251,7 @@ def changed_run(run: Path) -> Iterator[Path]:
         OutsideError: The disk refuses it.
     """
     work = run / ".part"
-    with _locked(run):
+    with locked(run):
         _finish_change(run)
         shutil.rmtree(work, ignore_errors=True)
         try:
@@ -273,7 +273,7 @@ def settle(run: Path) -> None:
         OutsideError: The disk refuses it.
     """
     if (run / _CHANGED).exists() or (run / UNFINISHED).exists():
-        with _locked(run):
+        with locked(run):
             _finish_change(run)
             _forget_states(run)
 
@@ -320,7 +320,7 @@ def _reserve(stem: str, output: Path | None) -> NewRun:
 
 def _clear(run: NewRun) -> None:
     """Make room for a new run where one was killed; what it had trained is kept."""
-    with _locked(run.work):
+    with locked(run.work):
         _leave(run, AdaptifyError("killed", "Go on with --resume."), lambda folder: None)
 
 

@@ -22,6 +22,7 @@ from adaptify.report.plots.exits import compute_figure, frontier_figure, palette
 from adaptify.report.plots.heat import HEAT_LEVELS
 from adaptify.report.schema import Report
 from adaptify.report.sections import ends, gating_section, samples_section, training_section, wide_and_narrow
+from adaptify.report.tables.stages import stage_rows
 
 _FILTERS = (text.memory, text.milliseconds, text.quantity, text.percent, text.points, text.whole, text.shape)
 
@@ -37,6 +38,7 @@ def render_html(report: Report) -> str:
         "palette": palette(len(report.exits)),
         "target": target(report),
         "headline": headline(report),
+        "stages": stage_rows(report.stages) if report.stages else [],
         "chosen_known": operating_point(report) is not None,
         "figures": {
             "frontier": wide_and_narrow(partial(frontier_figure, report)) if report.frontier else None,

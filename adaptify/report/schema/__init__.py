@@ -24,6 +24,7 @@ from adaptify.report.schema.pruning import PrunedLayer, Pruning
 from adaptify.report.schema.report import FORMAT, VERSION, Report
 from adaptify.report.schema.samples import BlockUse, ChannelUse, ClassUse, MacsHistogram, Samples
 from adaptify.report.schema.speed import BatchTime, Speed
+from adaptify.report.schema.stages import Stage
 from adaptify.report.schema.training import Training, TrainingEpoch
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "Samples",
     "Size",
     "Speed",
+    "Stage",
     "Training",
     "TrainingEpoch",
     "WrittenFile",

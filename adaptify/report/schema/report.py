@@ -26,6 +26,7 @@ from adaptify.report.schema.network import (
 from adaptify.report.schema.part import Part
 from adaptify.report.schema.pruning import Pruning
 from adaptify.report.schema.speed import Speed
+from adaptify.report.schema.stages import Stage
 from adaptify.report.schema.training import Training
 
 FORMAT = "adaptify.report"
@@ -36,6 +37,7 @@ class Report(Part):
     """Everything that a report says. See the contract of each part in its class.
 
     Attributes:
+        stages: Of a run in several stages: each of them, in order; `before` is what the last one was given.
         anytime: Each exit for all test samples, the heads before it computed too; older reports have none.
         budgeted: Each point of `frontier` on the test samples; older reports have none.
         class_effects: What became of each class that has test samples; older reports have none.
@@ -57,6 +59,7 @@ class Report(Part):
     calibration: Calibration | None = None
     pruning: Pruning | None = None
     training: Training | None = None
+    stages: list[Stage] = []
     gating: Gating | None = None
     exits: list[Exit] = []
     macs_per_sample: MacsPerSample

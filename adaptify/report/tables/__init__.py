@@ -10,8 +10,9 @@ from adaptify.report.schema import Report
 from adaptify.report.tables.exits import classes_table, exits_table, frontier_table, payers_table
 from adaptify.report.tables.gating import class_uses_table, gating_table
 from adaptify.report.tables.network import headline_table, layers_table, pruning_table, speed_table
+from adaptify.report.tables.stages import stages_table
 
-__all__ = ["exits_table", "gating_table", "headline_table", "pruning_table", "report_tables"]
+__all__ = ["exits_table", "gating_table", "headline_table", "pruning_table", "report_tables", "stages_table"]
 
 
 def report_tables(report: Report, *, layers: bool = True) -> list[RenderableType]:
@@ -42,4 +43,6 @@ def report_tables(report: Report, *, layers: bool = True) -> list[RenderableType
     if report.speed is not None:
         tables.append(speed_table(report.speed))
     tables.append(headline_table(report))
+    if report.stages:
+        tables.append(stages_table(report.stages))
     return [part for table in tables for part in (Text(), table)]

@@ -1,0 +1,211 @@
+"""`retrofit` with a recipe of several stages: each works on what the one before made.
+
+The folder of such a run is that of its last stage, and holds those of all stages. `stages.json` says what is
+to be done; a stage whose folder is there is done, so that a run that was stopped goes on behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from adaptify.errors import TargetError, UsageError
+from adaptify.files import write_text
+from adaptify.pipeline import folder
+from adaptify.pipeline.calibrate import calibrate
+from adaptify.pipeline.prune import prune
+from adaptify.pipeline.retrofit import retrofit
+from adaptify.pipeline.stage_rows import choice_after, stage_of
+from adaptify.pipeline.unfinished import Unfinished, find_unfinished
+from adaptify.progress import SILENT, Progress
+from adaptify.progress import Stage as ProgressStage
+from adaptify.recipe import Recipe
+from adaptify.report.html import write_html
+from adaptify.report.schema import Report, Stage, read_report, write_report
+from adaptify.stages import Stage as Step
+from adaptify.stages import Stages
+from adaptify.version import VERSION
+
+INDEX = "stages.json"
+PARTS = "stages"
+_FORMAT, _VERSION = "adaptify.stages", 1
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A finished run: its folder and its report."""
+
+    folder: Path
+    report: Report
+
+
+def run_stages(
+    stages: Stages, *, output: Path | None = None, force: bool = False, progress: Progress = SILENT
+) -> Staged:
+    """Carry out all stages, in a new folder.
+
+    Args:
+        stages: The recipe.
+        output: The folder to make instead of `runs/<checkpoint>-stages-NNN`.
+        force: Replace `output` if it is there.
+        progress: Told how far the work is.
+
+    Raises:
+        AdaptifyError: As each stage does; the stages before it are kept.
+    """
+    stages.resolved()
+    folder.check_output(output, force=force)
+    if output is not None and force and output.exists():
+        shutil.rmtree(output)
+    path = output or _next_folder(stages)
+    path.mkdir(parents=True)
+    value = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "adaptify": VERSION,
+        "recipe": stages.model_dump(mode="json"),
+    }
+    write_text(path / INDEX, json.dumps(value, indent=1) + "\n")
+    return go_on(path, progress=progress)
+
+
+def go_on(path: Path, *, progress: Progress = SILENT) -> Staged:
+    """Carry out the stages that are left of a run that was stopped.
+
+    Raises:
+        UsageError: There is nothing left to do, or `stages.json` is damaged.
+        AdaptifyError: As each stage does.
+    """
+    stages = _read(path)
+    if (path / folder.REPORT).is_file():
+        raise UsageError(f"{path} is finished", "There is nothing left to do; look at it: adaptify report.")
+    with folder.locked(path):
+        try:
+            return _carry_out(stages, path, progress)
+        except BaseException:
+            progress.note(f"unfinished: {path}\n  to go on: adaptify retrofit --resume {path}")
+            raise
+
+
+def _carry_out(stages: Stages, path: Path, progress: Progress) -> Staged:
+    rows: list[Stage] = []
+    previous: Path | None = None
+    report: Report | None = None
+    for number, step in enumerate(stages.resolved(), 1):
+        target = path / PARTS / f"{number}-{step.command}"
+        told = _Within(progress, f"stage {number} ({step.command})")
+        if (target / folder.REPORT).is_file():
+            told.note("done before")
+        else:
+            told.note("begins")
+            _work(step, target, previous, told)
+        report = read_report(target / folder.REPORT)
+        place = target.relative_to(path).as_posix()
+        rows.append(
+            stage_of(step.command, place, report)
+            if step.recipe is not None
+            else choice_after(rows[-1], place, report)
+        )
+        previous = target
+    assert previous is not None
+    assert report is not None
+    whole = report.model_copy(update={"stages": rows})
+    for file in sorted(previous.iterdir()):
+        if file.is_file() and file.name != folder.REPORT:
+            _link(file, path / file.name)
+    write_html(whole, path / folder.PAGE)
+    write_report(whole, path / folder.REPORT)  # the last: what has a report is finished
+    return Staged(path, whole)
+
+
+def _work(step: Step, target: Path, previous: Path | None, progress: Progress) -> None:
+    """Do one stage, or what is left of it, in the folder `target`."""
+    if step.recipe is None:
+        assert previous is not None
+        _choose(step, target, previous, progress)
+        return
+    recipe = step.recipe if previous is None else _on(step.recipe, previous)
+    work = prune if step.command == "prune" else retrofit
+    left: Unfinished | None = None
+    if folder.left_behind(target):
+        left = find_unfinished(target, "prune" if step.command == "prune" else "retrofit")
+    done = work(recipe, output=None if left else target, resume=left, progress=progress)
+    if done is None:
+        raise TargetError(
+            f"{target.name} has nothing to remove, so that there is no network for the next stage",
+            "Leave the stage out.",
+        )
+
+
+def _choose(step: Step, target: Path, previous: Path, progress: Progress) -> None:
+    """Copy the run of the stage before, and choose its operating point again."""
+    work = target.with_name(f".{target.name}.part")
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(previous, work)
+    try:
+        calibrate(work, step.request, trust_code=True, progress=progress)
+        work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _on(recipe: Recipe, previous: Path) -> Recipe:
+    """The recipe with the network of the stage before; its code was trusted when that was made."""
+    made = recipe.model.model_copy(
+        update={"checkpoint": str(previous), "arch": None, "arch_kwargs": {}, "trust_pickle": True}
+    )
+    return recipe.model_copy(update={"model": made})
+
+
+def _next_folder(stages: Stages) -> Path:
+    stem = f"{Path(str(stages.model.get('checkpoint'))).stem.rpartition(':')[2]}-stages"
+    number = 1
+    while (path := folder.RUNS / f"{stem}-{number:03d}").exists():
+        number += 1
+    return path
+
+
+def _link(source: Path, target: Path) -> None:
+    """Let a file be in two folders, without its bytes twice where the file system can do that."""
+    target.unlink(missing_ok=True)
+    with suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copy2(source, target)
+
+
+def _read(path: Path) -> Stages:
+    file = path / INDEX
+    try:
+        value: Any = json.loads(file.read_text(encoding="utf-8"))
+        version = value.get("version")
+        if isinstance(version, int) and version > _VERSION:
+            raise UsageError(
+                f"{file} has version {version}; this adaptify reads version {_VERSION}", "Update adaptify."
+            )
+        return Stages.model_validate(value["recipe"])
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, ValidationError) as error:
+        raise UsageError(f"{file} is damaged: {str(error).splitlines()[0]}", "Start anew.") from error
+
+
+class _Within:
+    """A `Progress` that says of which stage it speaks."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self._progress = progress
+        self._name = name
+
+    def stage(self, name: str, total: int | None = None) -> AbstractContextManager[ProgressStage]:
+        """Open a stretch of work."""
+        return self._progress.stage(name, total)
+
+    def note(self, message: str) -> None:
+        """Say one thing, with the stage that it is about."""
+        self._progress.note(f"{self._name}: {message}")
