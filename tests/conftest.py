@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest_plugins = ["families", "trained"]
+pytest_plugins = ["families", "trained", "stage"]
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -5,19 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import RUN, Cli
+from command_line import Cli
 from documents import ROOT_COMMAND
-from PIL import Image
 
 from adaptify.cli.main import main
-from adaptify.data import open_data
-from adaptify.models.registry import resolve
 
 LONG = ("demo", "retrofit", "prune", "bench", "export")
 
@@ -43,44 +39,6 @@ EXAMPLES = [line for _, command in commands() for line in examples(command)]
 def is_long(line: str) -> bool:
     """Whether it trains, or measures time."""
     return shlex.split(line)[1] in LONG and "--dry-run" not in line
-
-
-@pytest.fixture(scope="module")
-def stage(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with everything that the examples name."""
-    folder = tmp_path_factory.mktemp("stage")
-    shutil.copy(finished / "digits.pt", folder / "digits.pt")  # the run's recipe names it so
-    shutil.copy(finished / "digits.pt", folder / "model.pth")
-    for name in ("resnet56-dgate-001", "boosted", "plain"):
-        shutil.copytree(finished / RUN, folder / "runs" / name)
-    data = open_data("digits", input=resolve("adaptify:digits_resnet").input)
-    for part, split, count in (("train", data.train, 300), ("val", data.test, 100)):
-        images, labels = next(split.batches(count))
-        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-            file = folder / "images" / part / str(int(label)) / f"{index}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            pixels = (image[0] * 0.376 + 0.3053).clamp(0, 1) * 255
-            Image.fromarray(pixels.round().byte().numpy()).save(file)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(stage: Path) -> Path:
-    """The stage with runs of the methods that take longer."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(stage)
-        learned = [
-            "--method",
-            "gumbel",
-            "train.epochs=2",
-            "train.target=0.8",
-            "-o",
-            "runs/resnet56-gumbel-001",
-        ]
-        assert main(["retrofit", "model.pth", "--data", "images", *learned, "-q"]) == 0
-        judged = ["--target", "0.7", "--importance", "l2", "-o", "runs/resnet56-importance-001", "-q"]
-        assert main(["prune", "model.pth", "--data", "images", *judged]) == 0
-    return stage
 
 
 def words_of(line: str) -> list[str]:
