@@ -18,8 +18,8 @@ def fingerprint(split: Split) -> str:
 def state(split: Split) -> str | None:
     """SHA-256 that shows whether a split holds what it held before, wherever that is.
 
-    Pixels where they are in memory, else names and sizes of files; and the labels. None: they are to be in
-    memory, and are not yet.
+    Pixels where they are in memory, else names and sizes of files; and the labels. None where that takes
+    reading all images.
 
     Raises:
         OutsideError: An image is gone.
