@@ -1,7 +1,7 @@
 """What keeping checkpoints costs: `python -m tests.benchmarks.state_overhead NETWORK [EPOCH]`.
 
-Trains a network on synthetic images and times, beside its steps, what is written after an epoch: the state from
-which training can go on, and the weights. Prints how much that is of an epoch of EPOCH images.
+Trains a network on synthetic images and times, beside its steps, what is written after an epoch: the state
+from which training can go on, and the weights. Prints how much that is of an epoch of EPOCH images.
 On a busy machine trust the processor time; waiting for the disk is in the other.
 """
 
@@ -26,7 +26,7 @@ from adaptify.training.options import LoopOptions
 from adaptify.training.snapshots import Snapshots
 from adaptify.training.state import States
 
-EPOCHS, STEPS = 6, 4
+EPOCHS, STEPS = 5, 2
 
 
 class Watch:
@@ -84,8 +84,8 @@ def main() -> None:
         state, both = states.median()[index], states.median()[index] + weights.median()[index]
         whole = step * (asked.epoch // options.batch_size)
         print(
-            f"{clock}: step {1000 * step:.1f} ms, state {1000 * state:.1f} ms, with weights {1000 * both:.1f} ms: "
-            f"{100 * both / whole:.2f}% of an epoch of {asked.epoch} images"
+            f"{clock}: step {1000 * step:.1f} ms, state {1000 * state:.1f} ms, "
+            f"with weights {1000 * both:.1f} ms: {100 * both / whole:.2f}% of {asked.epoch} images"
         )
     print(f"a state: {size / 1e6:.2f} MB")
 

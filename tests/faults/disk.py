@@ -66,29 +66,47 @@ class Disk:
         assert self._process.stdout is not None
         self._process.stdout.readline()
 
-    def run(self, root: Path, *words: str | Path, at: int = 0, error: int = 0, stays: bool = False) -> Fault:
-        """Run a command in `root`; the `at`-th call fails with `error` (0: the process is killed)."""
+    def run(
+        self,
+        root: Path,
+        *words: str | Path,
+        at: int = 0,
+        of: str = "",
+        error: int = 0,
+        stays: bool = False,
+    ) -> Fault:
+        """Run a command in `root`, of whose calls one fails.
+
+        Args:
+            root: The working directory; calls elsewhere are left alone.
+            words: The command.
+            at: Which call fails, from 1; 0: none.
+            of: What the path must hold for a call to count.
+            error: With which errno; 0: the process is killed instead.
+            stays: Whether all calls after it fail too.
+        """
         before = snapshot(root)
-        asked = {"root": str(root), "words": [str(word) for word in words]}
+        asked = {"root": str(root), "words": [str(word) for word in words], "of": of}
         said = self._ask({**asked, "at": at, "error": error, "stays": stays})
         failed = (said["failed"] or "").replace(f"{root}/", "")
         return Fault(said["code"], said["err"], failed, before, snapshot(root), root)
 
     def failures(
-        self, home: Path, *words: str | Path, error: int, stays: bool = False, step: int = 1
+        self, home: Path, *words: str | Path, error: int, of: str = "", stays: bool = False
     ) -> Iterator[Fault]:
         """Run a command again and again in copies of `home`, failing later and later, until it succeeds."""
         at = 0
         while True:
-            at += step
+            at += 1
             root = home.with_name(f"{home.name}-{at}")
             shutil.copytree(home, root, symlinks=True)
-            fault = self.run(root, *words, at=at, error=error, stays=stays)
+            fault = self.run(root, *words, at=at, of=of, error=error, stays=stays)
             if fault.failed or fault.code < 0:
                 yield fault
             shutil.rmtree(root)
             if not fault.failed and fault.code >= 0:
-                assert fault.code == 0, fault.err
+                if fault.code:
+                    raise RuntimeError(f"a command fails where nothing else does: {fault.err}")
                 return
 
     def close(self) -> None:
@@ -100,6 +118,10 @@ class Disk:
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(json.dumps(question), file=self._process.stdin, flush=True)
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        try:
+            print(json.dumps(question), file=self._process.stdin, flush=True)
+            answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        except BaseException:
+            self._process.kill()  # else the next question would get this one's answer
+            raise
         return answer

@@ -19,13 +19,15 @@ were. Removing is never refused: a full disk allows it. */
 #include <sys/uio.h>
 #include <unistd.h>
 
-static char folder[PATH_MAX], failed[PATH_MAX + 64];
+static char folder[PATH_MAX], part[256], failed[PATH_MAX + 64];
 static long count, fail_at, fails;
 static int fail_with, stays, kills;
 
-/* The `at`-th call below `root` (from 1; 0: none) fails with `error`, or kills the process if that is 0. */
-void fault_arm(const char *root, long at, int error, int for_good) {
+/* The `at`-th call below `root` (from 1; 0: none) fails with `error`, or kills the process if that is 0. Only
+calls count whose path has `of` in it. */
+void fault_arm(const char *root, const char *of, long at, int error, int for_good) {
     snprintf(folder, sizeof folder, "%s", root);
+    snprintf(part, sizeof part, "%s", of);
     count = fails = 0;
     fail_at = at;
     fail_with = error;
@@ -40,6 +42,7 @@ const char *fault_failed(void) { return failed; }
 static int refused(const char *call, const char *path) {
     size_t length = strlen(folder);
     if (!length || strncmp(path, folder, length) || (path[length] && path[length] != '/')) return 0;
+    if (!strstr(path + length, part)) return 0;
     long now = __atomic_add_fetch(&count, 1, __ATOMIC_SEQ_CST);
     if (!fail_at || now < fail_at) return 0;
     /* Another name needs no room: a disk that stays full gives it. */

@@ -1,7 +1,7 @@
 """Runs commands of adaptify in copies of one warm process, in which a call to the file system can fail.
 
-Started with `failing.c` preloaded. Reads one JSON object a line: `words`, `root`, `at`, `error` (an errno; 0
-kills the process), `stays`; answers with one: `code`, `err`, `calls` (how many there were), `failed` (which).
+Started with `failing.c` preloaded. Reads one JSON object a line: `words`, `root`, `of`, `at`, `error` (an
+errno; 0 kills the process), `stays`; answers with one: `code`, `err`, `calls` (their number) and `failed`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def answer(shim: ctypes.CDLL, ask: dict[str, Any]) -> dict[str, Any]:
                 os.dup2(out.fileno(), 1)
                 os.dup2(err.fileno(), 2)
                 os.chdir(ask["root"])
-                shim.fault_arm(os.fsencode(ask["root"]), ask["at"], ask["error"], ask["stays"])
+                where = os.fsencode(ask["root"]), os.fsencode(ask["of"])
+                shim.fault_arm(*where, ask["at"], ask["error"], ask["stays"])
                 code = main(ask["words"])
                 facts = [shim.fault_count(), os.fsdecode(shim.fault_failed())]
                 os.write(writing, json.dumps(facts).encode())
@@ -57,7 +58,7 @@ if __name__ == "__main__":
     library = ctypes.CDLL(sys.argv[1])
     library.fault_count.restype = ctypes.c_long
     library.fault_failed.restype = ctypes.c_char_p
-    library.fault_arm.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int, ctypes.c_int]
+    library.fault_arm.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_long, ctypes.c_int, ctypes.c_int]
     print("ready", flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(library, json.loads(line))), flush=True)

@@ -80,26 +80,25 @@ def test_eight_commands_at_once(home: Path) -> None:
     assert len(models) == 1
 
 
-def left(home: Path) -> Path:
+def left(home: Path, name: str = ".net-001.part") -> Path:
     """An unfinished run."""
-    run = home / "runs/.net-001.part"
+    run = home / "runs" / name
     (run / folder.STATES).mkdir(parents=True)
     (run / folder.UNFINISHED).write_text("{}")
     return run
 
 
-def test_of_two_that_resume_the_same_run_one_is_refused(tmp_path: Path) -> None:
-    run = left(tmp_path)
+@pytest.mark.parametrize("name", [".net-001.part", "net-001.unfinished"])
+def test_of_two_that_resume_the_same_run_one_is_refused(name: str, tmp_path: Path) -> None:
+    run = left(tmp_path, name)
     with folder.new_run("net", resumed=run) as first:
-        with (
-            pytest.raises(UsageError, match=BUSY),
-            folder.new_run("net", resumed=run),
-        ):
+        second = folder.new_run("net", resumed=run)
+        with pytest.raises(UsageError, match=BUSY), second:
             pass
         (first.work / folder.REPORT).write_text("{}")
     assert (tmp_path / "runs/net-001" / folder.REPORT).is_file()
-    # It has another name now: who looked before is told.
-    with pytest.raises(UsageError, match=BUSY), folder.new_run("net", resumed=run):
+    # Who looked before it was finished is told so.
+    with pytest.raises(UsageError, match="is there already"), folder.new_run("net", resumed=run):
         pass
 
 
