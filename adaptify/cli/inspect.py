@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,8 @@ from adaptify.cli.options import Arch, ArchKwargs, Checkpoint, InputSize, Json, 
 if TYPE_CHECKING:
     from adaptify.pipeline.inspect import Inspection
     from adaptify.recipe import ModelSection
+
+_DEFAULT = "dgate"  # the method that `retrofit` takes by itself
 
 
 def inspect(
@@ -28,6 +31,12 @@ def inspect(
     all_: Annotated[
         bool, typer.Option("--all", help="List every place for an exit, and every residual block.")
     ] = False,
+    svg: Annotated[
+        Path | None,
+        typer.Option(
+            "--svg", metavar="FILE", show_default=False, help="Draw the network, and what is decided in it."
+        ),
+    ] = None,
     arch: Arch = None,
     arch_kwargs: ArchKwargs = None,
     input_size: InputSize = None,
@@ -38,14 +47,15 @@ def inspect(
 ) -> None:
     """Show what is in a network, and where gates can go.
 
-    Modules with the shape of their output, parameters and MACs; the exit sites, with the MACs that are
-    spent up to each; the residual blocks.
+    Modules with the shape of their output, parameters and MACs; where samples can leave, which blocks and
+    channels can be left out, and what each could save; which methods suit the network, and why others do
+    not; what to run next.
 
     \b
     Examples:
       adaptify inspect model.pth
       adaptify inspect timm:convnext_atto --depth 3 --all
-      adaptify inspect runs/resnet56-dgate-001
+      adaptify inspect runs/resnet56-dgate-001 --svg network.svg
       adaptify inspect torchvision:resnet50
       adaptify inspect model.pth --json | jq .exits
     """
@@ -54,6 +64,7 @@ def inspect(
     from adaptify.cli.inspect_tables import inspection
     from adaptify.cli.runs import find_target
     from adaptify.models.registry import is_public_name
+    from adaptify.pipeline.drawing import draw
     from adaptify.pipeline.inspect import inspect as work
     from adaptify.pipeline.prepare import open_network
     from adaptify.recipe import DataSection, ModelSection
@@ -69,11 +80,15 @@ def inspect(
     size = values.size(input_size, "--input-size")
     # Of the data only the size of an image matters here.
     data = DataSection(source="", input_size=(size[0], size[1]) if size else None)
-    facts = work(open_network(model, data))
+    network = open_network(model, data)
+    facts = work(network)
     for note in facts.notes:
         console.note(note)
     console.data(facts.to_json())
     console.show(*inspection(facts, depth, all_))
+    if svg is not None:
+        draw(network, facts, svg)
+        console.say(f"drawn: {svg}")
     console.say(f"\nnext:\n  {_next(facts, model)}")
 
 
@@ -83,6 +98,11 @@ def _next(facts: Inspection, model: ModelSection) -> str:
         return shlex.join(["adaptify", "calibrate", model.checkpoint, "--max-drop", "1.0"])
     words = ["adaptify", "retrofit", model.checkpoint]
     words += ["--arch", model.arch] if model.arch else []
-    words += ["--method", "boostnet"] if facts.own_exits else []
     words += ["--trust-pickle"] if model.trust_pickle else []
+    suits = [item.method for item in facts.methods if item.least is not None and item.command == "retrofit"]
+    if not suits:
+        words[1] = "prune"
+        return f"{shlex.join(words)} --target 0.5"
+    # What `retrofit` takes by itself is left unsaid where it suits.
+    words += ["--method", suits[0]] if _DEFAULT not in suits else []
     return f"{shlex.join(words)} --data FOLDER --max-drop 0.5"

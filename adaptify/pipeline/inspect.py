@@ -7,9 +7,12 @@ from typing import Any
 
 from torch import fx, nn
 
+from adaptify.graph.channel_cost import ChannelCost
+from adaptify.graph.channels import find_channels
 from adaptify.graph.placement import default_exits
 from adaptify.graph.sites import BlockSite, ExitSite, find_blocks, find_exits
 from adaptify.pipeline.prepare import Network
+from adaptify.pipeline.suitable import Suitability, suitable_methods
 from adaptify.runtime.adaptive import AdaptiveModel
 
 
@@ -33,6 +36,38 @@ class ModuleFacts:
 
 
 @dataclass(frozen=True)
+class GroupFacts:
+    """Channels that can only be removed together.
+
+    Attributes:
+        name: Name of the first layer that writes them.
+        channels: How many there are.
+        saves: MACs that are saved, for one sample, where one of them is left.
+    """
+
+    name: str
+    channels: int
+    saves: int
+
+
+@dataclass(frozen=True)
+class GateFacts:
+    """Gates that the network has already.
+
+    Attributes:
+        name: Name of the channel group, or of the residual block.
+        position: What is closed there.
+        gates: Number of gates.
+        saves: MACs that are saved, for one sample, where all of them are closed.
+    """
+
+    name: str
+    position: str
+    gates: int
+    saves: int
+
+
+@dataclass(frozen=True)
 class Inspection:
     """A network as `adaptify inspect` shows it.
 
@@ -49,6 +84,9 @@ class Inspection:
         own_exits: Whether those are exits that the network has of its own.
         placed: Exits that the network has already, and their thresholds (None: never taken).
         blocks: The residual blocks.
+        groups: The groups of channels that can be removed or gated.
+        gates: The gates that the network has already, in its order.
+        methods: What each method would make of it, those that suit it first.
         notes: What loading and tracing had to decide.
     """
 
@@ -64,6 +102,9 @@ class Inspection:
     own_exits: bool
     placed: dict[str, float | None]
     blocks: tuple[BlockSite, ...]
+    groups: tuple[GroupFacts, ...]
+    gates: tuple[GateFacts, ...]
+    methods: tuple[Suitability, ...]
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -90,7 +131,31 @@ def inspect(network: Network) -> Inspection:
         own_exits=bool(own),
         placed=dict(network.placed),
         blocks=find_blocks(traced, cost),
+        groups=() if own else _groups(network),
+        gates=_gates(network),
+        methods=suitable_methods(network),
         notes=network.notes,
+    )
+
+
+def _groups(network: Network) -> tuple[GroupFacts, ...]:
+    cost = ChannelCost(find_channels(network.traced), network.cost)
+    found = []
+    for index, (name, size) in enumerate(zip(cost.names, cost.sizes.tolist(), strict=True)):
+        counts = cost.sizes.clone()
+        counts[index] = 1
+        found.append(GroupFacts(name, size, cost.total - int(cost.of_counts(counts))))
+    return tuple(found)
+
+
+def _gates(network: Network) -> tuple[GateFacts, ...]:
+    gated = network.gated
+    if gated is None:
+        return ()
+    total = gated.gate_cost.total
+    return tuple(
+        GateFacts(site.name, site.position, site.gates, total - gated.gate_cost.without(index))
+        for index, site in enumerate(gated.sites)
     )
 
 

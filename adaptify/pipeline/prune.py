@@ -106,12 +106,7 @@ def open_all(
     given = network
     network = network or open_network(recipe.model, recipe.data, seed=recipe.run.seed)
     classes = classes_of(network)  # it must return one score per class
-    if network.traced.own_exits:
-        raise ModelError(
-            f"{recipe.model.checkpoint} has {len(network.traced.own_exits)} exits of its own: what they need "
-            "cannot be pruned yet",
-            "Let samples leave at them: adaptify retrofit --method boostnet.",
-        )
+    refuse_exits(network)
     gated = (
         gates_of(recipe.model.checkpoint, trust_code=recipe.model.trust_pickle)
         if given is None
@@ -134,6 +129,20 @@ def open_all(
             recipe, network.architecture.input, classes, parts=parts_needed(recipe, gated), progress=progress
         )
     return Opened(network, gated, data)
+
+
+def refuse_exits(network: Network) -> None:
+    """Refuse a network that has exits of its own.
+
+    Raises:
+        ModelError: It has.
+    """
+    if network.traced.own_exits:
+        raise ModelError(
+            f"{network.source.checkpoint} has {len(network.traced.own_exits)} exits of its own: what they "
+            "need cannot be pruned yet",
+            "Let samples leave at them: adaptify retrofit --method boostnet.",
+        )
 
 
 def preview(recipe: Recipe, *, progress: Progress = SILENT) -> Preview:

@@ -36,7 +36,7 @@ from adaptify.runtime.optimize import optimize
 from adaptify.runtime.skipping.model import SkippingModel
 from adaptify.runtime.timing import interleaved, ratio
 
-ROUNDS = 7
+ROUNDS = 3
 
 _SIZES = (1, 32)
 _SECONDS = 1.5  # for each size, where that is enough for the fewest images

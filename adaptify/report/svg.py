@@ -61,6 +61,17 @@ class Svg:
             f"{''.join(self._elements)}</svg>"
         )
 
+    def document(self, style: str) -> str:
+        """Return the picture as a file of its own, with a style sheet."""
+        drawn = str(self.markup()).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+        opening = drawn.index(">") + 1
+        styled = f"{drawn[:opening]}<style>{style}</style>{drawn[opening:]}"
+        return f'<?xml version="1.0" encoding="UTF-8"?>\n{styled}\n'
+
+    def path(self, data: str, cls: str) -> None:
+        """Draw along SVG path commands."""
+        self._add("path", {"d": data, "class": cls})
+
     def _add(self, tag: str, attributes: dict[str, str], *, title: str = "", body: str = "") -> None:
         written = "".join(f' {name}="{escape(value)}"' for name, value in attributes.items() if value)
         inner = (f"<title>{escape(printable(title))}</title>" if title else "") + f"{escape(printable(body))}"

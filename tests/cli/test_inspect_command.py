@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from command_line import RUN, Cli, read_report, snapshot
 CONV1 = 16 * 9 * 64
 LAYERS = [2 * 16 * 16 * 9 * 64, (16 + 32) * 32 * 9 * 16, (32 + 64) * 64 * 9 * 4]
 LINEAR = 640
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 def test_json_holds_the_hand_computed_figures(home: Path, cli: Cli) -> None:
@@ -119,8 +121,12 @@ def test_resnet50_fits_a_screen(home: Path, cli: Cli) -> None:
     assert max(map(len, lines)) <= 80
     assert [line.split()[1] for line in lines if line.startswith("* ")] == ["layer1", "layer2", "layer3"]
     # Sixteen blocks are too many to list: they are shown by stage.
-    blocks = [line.split()[:2] for line in lines[lines.index("Residual blocks (16)") + 2 :]]
+    start = lines.index("Residual blocks (16)") + 2
+    blocks = [line.split()[:2] for line in lines[start : start + 4]]
     assert blocks == [["layer1", "3"], ["layer2", "4"], ["layer3", "6"], ["layer4", "3"]]
+    # Blocks that are the same are shown once.
+    assert any(line.split()[:3] == ["1..5", "(5", "times)"] for line in lines)
+    assert "1..5 (5 times)" not in cli("inspect", "resnet50.pth", "--all").out
 
 
 def test_long_names_are_cut_and_numbers_are_not(home: Path, cli: Cli) -> None:
@@ -144,3 +150,60 @@ def test_long_names_are_cut_and_numbers_are_not(home: Path, cli: Cli) -> None:
     row = next(line for line in said.out.splitlines() if "with_convolutions_in_it" in line)
     assert row.endswith("811.0 k")
     assert "…" in said.out
+
+
+def test_each_site_says_what_it_could_save(home: Path, cli: Cli) -> None:
+    facts = cli("inspect", "digits.pt", "--json").json
+    total = facts["macs"]
+    groups = {group["name"]: group for group in facts["groups"]}
+    # One of 16 channels between the convolutions of the first block.
+    assert groups["layer1.0.conv1"] == {
+        "name": "layer1.0.conv1",
+        "channels": 16,
+        "saves": LAYERS[0] * 15 // 16,
+    }
+    lines = [line.split() for line in cli("inspect", "digits.pt").out.splitlines()]
+    (leaves,) = [line for line in lines if line[:2] == ["*", "layer1"]]
+    assert leaves[-1] == f"{100 * (1 - (CONV1 + LAYERS[0]) / total):.1f}%"
+    (block,) = [line for line in lines if line[:2] == ["layer1.0", "1"]]
+    assert block[-2] == f"{100 * LAYERS[0] / total:.1f}%"
+
+
+def test_methods_say_whether_they_suit(home: Path, cli: Cli) -> None:
+    facts = cli("inspect", "digits.pt", "--json").json
+    methods = {item["method"]: item for item in facts["methods"]}
+    assert set(methods) >= {"boostnet", "dgate", "gumbel", "gumbel_exits", "importance", "lcnet", "sgad"}
+    assert (methods["dgate"]["places"], methods["dgate"]["command"]) == ("2 exits", "retrofit")
+    assert methods["dgate"]["least"] > (CONV1 + LAYERS[0]) / facts["macs"]
+    assert methods["importance"]["command"] == "prune"
+    # Its convolutional heads cost more than a network for digits.
+    refused = methods["gumbel_exits"]
+    assert refused["least"] is None
+    assert "train.target=0.5 is out of reach" in refused["reason"]
+    said = cli("inspect", "digits.pt").out
+    assert f"gumbel_exits: {refused['reason'][:30]}" in said
+    assert said.index("Methods that suit it") < said.index("Methods that do not")
+
+
+def test_a_network_with_exits_of_its_own_is_sent_to_the_method_that_uses_them(home: Path, cli: Cli) -> None:
+    said = cli("inspect", "adaptify:digits_msdnet")
+    assert "adaptify retrofit adaptify:digits_msdnet --method boostnet --data FOLDER" in said.err
+    refusals = said.out[said.out.index("Methods that do not") :]
+    assert "sgad: MSDNet has exits of its own" in refusals
+    assert max(map(len, said.out.splitlines())) <= 80
+
+
+def test_the_picture_has_the_parts_and_the_exits(home: Path, cli: Cli) -> None:
+    assert cli("inspect", RUN, "--svg", "run.svg").code == 0
+    root = ElementTree.parse("run.svg").getroot()
+    texts = ["".join(text.itertext()) for text in root.iter(f"{SVG}text")]
+    for part in ("conv1", "layer1.0", "layer2.0", "layer3.0", "linear"):
+        assert part in texts
+    assert len([text for text in texts if "leaves at" in text or "never leaves" in text]) == 2
+    assert {path.get("class") for path in root.iter(f"{SVG}path")} == {"skip"}
+    placed = [circle for circle in root.iter(f"{SVG}circle") if circle.get("class") == "out placed"]
+    assert len(placed) == 3  # and one that the legend explains
+    assert "prefers-color-scheme: dark" in Path("run.svg").read_text()
+    assert "leaves at" not in cli("inspect", "digits.pt", "--svg", "plain.svg").out
+    plain = Path("plain.svg").read_text()
+    assert "can be skipped: saves 39.5%" in plain
