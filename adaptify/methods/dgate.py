@@ -14,6 +14,7 @@ from pydantic import Field
 
 from adaptify.data import Data
 from adaptify.graph.cost import CostModel
+from adaptify.graph.sites import ExitSite
 from adaptify.graph.trace import Traced
 from adaptify.methods.base import ExitFit, FitContext, GatingMethod, Section, register
 from adaptify.methods.exits import choose_sites
@@ -25,8 +26,9 @@ from adaptify.runtime.policy import SCORES
 from adaptify.training.features import FeatureCache
 from adaptify.training.records import ExitRecords
 
-# Global averages of so few channels hardly tell classes apart.
+# Fewer features hardly tell classes apart: averages of 16 channels, say, where those of 256 do.
 _NARROW = 64
+_ENOUGH = 256
 
 
 class Gates(Section):
@@ -34,14 +36,15 @@ class Gates(Section):
 
     Attributes:
         sites: Names or globs of exit sites; None puts one after every stage but the last.
-        pool: Side k of the k x k average that a gate sees; 1 is the global average.
+        pool: Side k of the k x k average that a gate sees; 1 is the global average. None takes, for a gate,
+            the least power of two that gives it 256 features, as far as there are so many positions.
         loss: `hinge` (one-vs-rest, the paper's), or `cross_entropy` (its Experiment 1).
         score: What is held against the threshold: `distance` (the paper's Algorithm 1), `margin` (to the
             next class) or `confidence`; None takes distance for hinge, confidence for cross-entropy.
     """
 
     sites: tuple[str, ...] | None = None
-    pool: int = Field(default=1, ge=1, le=16)
+    pool: int | None = Field(default=None, ge=1, le=16)
     loss: Literal["hinge", "cross_entropy"] = "hinge"
     score: Literal["distance", "margin", "confidence"] | None = None
 
@@ -64,6 +67,18 @@ class Train(Section):
     augment: int = Field(default=0, ge=0, le=100)
 
 
+def enough_averages(site: ExitSite) -> int:
+    """Side k of the grid of averages that gives a linear gate at `site` enough to tell classes apart.
+
+    The paper does not say how it pools. In its networks all sites have channels enough, and this is 1: the
+    global average.
+    """
+    side = 1
+    while site.channels * side**2 < _ENOUGH and (2 * side) ** 2 <= site.positions:
+        side *= 2
+    return side
+
+
 @register
 class DGate(GatingMethod[Gates, Train]):
     """Early exits trained as linear classifiers on pooled features of a frozen network."""
@@ -82,7 +97,12 @@ class DGate(GatingMethod[Gates, Train]):
         """Put a gate after every stage but the last, or at the sites that were named."""
         chosen = choose_sites(traced, cost, self.gates.sites)
         return tuple(
-            PlaceExit(site=site.name, channels=site.channels, classes=classes, pool=self.gates.pool)
+            PlaceExit(
+                site=site.name,
+                channels=site.channels,
+                classes=classes,
+                pool=self.gates.pool or enough_averages(site),
+            )
             for site in chosen
         )
 
@@ -120,7 +140,7 @@ class DGate(GatingMethod[Gates, Train]):
     def _advice(self, model: AdaptiveModel) -> tuple[str, ...]:
         """What the user could try when gates have too little to go by."""
         narrow = [name for name, linear in linear_layers(model).items() if linear.in_features < _NARROW]
-        if not narrow:
+        if not narrow or self.gates.pool is None:
             return ()
         return (
             f"the gates at {', '.join(narrow)} see fewer than {_NARROW} features: gates.pool=4 lets them see "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from adaptify.assembly import place_exits
 from adaptify.data import Data, open_data
 from adaptify.errors import UsageError
 from adaptify.graph.cost import CostModel
+from adaptify.graph.sites import ExitSite
 from adaptify.graph.trace import trace
 from adaptify.methods import FitContext, find_method, method_names
-from adaptify.methods.dgate import DGate, Gates, Train
+from adaptify.methods.dgate import DGate, Gates, Train, enough_averages
 from adaptify.models.registry import resolve
 from adaptify.pipeline.calibration import calibrate_model
 from adaptify.runtime.adaptive import AdaptiveModel
@@ -23,6 +25,7 @@ from adaptify.training.evaluate import evaluate, replay
 from adaptify.training.records import load_records, save_records
 
 DIGITS = resolve("adaptify:digits_resnet")
+SITE = ExitSite("layer1", (), "layer1", 16, 1, 64, 0, is_module_output=True, is_map=True)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +112,27 @@ def test_augmented_passes_and_pooling_are_options(network: nn.Module, data: Data
     fit = method.fit(model, data, FitContext(torch.device("cpu"), 256, 0, tmp_path, tmp_path))
     assert model.exits[0].head.linear.in_features == 16 * 4
     assert fit.test.scores.shape == (1, len(data.test))
+
+
+@pytest.mark.parametrize(
+    ("channels", "positions", "side"),
+    [(16, 32 * 32, 4), (32, 16 * 16, 4), (64, 8 * 8, 2), (256, 56 * 56, 1), (2048, 49, 1)],
+)
+def test_a_gate_gets_256_features_by_default(channels: int, positions: int, side: int) -> None:
+    site = replace(SITE, channels=channels, positions=positions)
+    assert enough_averages(site) == side
+    assert channels * side**2 >= 256
+
+
+@pytest.mark.parametrize(("positions", "side"), [(1, 1), (3, 1), (4, 2), (15, 2), (16, 4)])
+def test_there_are_no_more_averages_than_positions(positions: int, side: int) -> None:
+    assert enough_averages(replace(SITE, channels=16, positions=positions)) == side
+
+
+def test_each_gate_is_placed_with_a_grid_of_its_own(network: nn.Module) -> None:
+    traced = trace(network, DIGITS.input.shape)
+    steps = DGate(Gates(sites=("layer1", "layer3")), Train()).place(traced, CostModel(traced), 10)
+    assert [(step.site, step.pool) for step in steps] == [("layer1", 4), ("layer3", 2)]
 
 
 def test_the_same_seed_gives_the_same_gates(network: nn.Module, data: Data, tmp_path: Path) -> None:
