@@ -13,15 +13,14 @@ made smaller.
 from __future__ import annotations
 
 import argparse
-import time
 import warnings
 
 import torch
 
 from adaptify.runtime.allocator import describe_allocator, keep_freed_memory
 from tests.benchmarks.peers import exits, pruned, speed
+from tests.benchmarks.timing import CLOCKS, add_clock
 
-CLOCKS = {"wall": time.perf_counter, "thread": time.thread_time}
 COMMANDS = {"exits": exits, "speed": speed, "pruned": pruned}
 
 
@@ -40,12 +39,7 @@ def main() -> None:
         command.add_argument("--threads", type=int, default=1)
         command.add_argument("--batch-sizes", default="1,8,32")
         command.add_argument("--rounds", type=int, default=9)
-        command.add_argument(
-            "--clock",
-            choices=CLOCKS,
-            default="wall",
-            help="thread: time on the processor, for one thread of a machine that is busy with other things",
-        )
+        add_clock(command)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     arguments = parser.parse_args()

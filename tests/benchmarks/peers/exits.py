@@ -3,7 +3,8 @@
 Each tool is used as its documentation says, with its own defaults, and ours with a recipe besides. Both see
 the same training images, keep the network's weights as they are, choose thresholds on the same held-out
 images and are judged on the same test images; heads count as MACs in both. For each budget earlyon's
-calibration comes first; ours then chooses among what takes no more MACs on the held-out images.
+calibration comes first, over its own grid of thresholds and over a finer one; ours then chooses among what
+takes no more MACs on the held-out images.
 
 Seconds go from the loaded network to predictions for the test images: training the exits, choosing
 thresholds, and passing over the test images.
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", help="of ours, beside the defaults")
     parser.add_argument("--size", type=int, help="side of the images, where it is not the architecture's")
     parser.add_argument("--epochs", default="20", help="of earlyon, numbers with commas between; its own: 20")
-    parser.add_argument("--budgets", default="0.5,0.6,0.7,0.8")
+    parser.add_argument("--budgets", default="0.5,0.6,0.7,0.8,0.9")
     parser.add_argument("--timed", type=float, default=0.6, help="budget at which time is measured")
     parser.add_argument("--images", type=int, default=256, help="test images that are timed")
 
@@ -95,11 +96,11 @@ def run(arguments: argparse.Namespace) -> None:
     data = open_data(arguments.data, input=spec)
     traced = trace(loaded.module.eval(), spec.shape)
     ready = theirs.READY[loaded.architecture.name]
-    gates = {"defaults": Gates()}
+    methods = {"defaults": DGate(Gates(), Train())}
     if arguments.recipe:
-        found = check(recipe_library.find_recipe(arguments.recipe)).gates
-        gates["recipe"] = Gates.model_validate(found.model_dump())
-    own = {name: fit_ours(traced, data, wanted) for name, wanted in gates.items()}
+        recipe = check(recipe_library.find_recipe(arguments.recipe))
+        methods["recipe"] = DGate(recipe.gates, recipe.train)
+    own = {name: fit_ours(traced, data, method) for name, method in methods.items()}
     *_, best = own.values()
     sites = {"its exits": ready.sites, "our exits": [item.site.name for item in best.model.exits]}
     budgets, classes = [float(part) for part in arguments.budgets.split(",")], len(data.classes)
@@ -108,6 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
         ["tool", "seconds", *(f"budget {budget}" for budget in budgets)],
     )
     timed = None
+    grids = {"its grid": None, "finer grid": theirs.FINE_GRID}
     for epochs in map(int, arguments.epochs.split(",")):
         for title, names in sites.items():
             started = time.perf_counter()
@@ -118,26 +120,26 @@ def run(arguments: argparse.Namespace) -> None:
             seconds = time.perf_counter() - started
             timed = timed or model
             held = theirs.observe(model, data.holdout)
-            limits, cells = [], []
-            for budget in budgets:
-                theirs.calibrate(model, data.holdout, budget)
-                limits.append(_judge(model, traced, held)[1])
-                cells.append(_cell(*_judge(model, traced, tested)))
-            print_row([f"earlyon, {title}, {epochs} epochs", f"{seconds:.0f}", *cells])
-            for name, mine in own.items():
-                cells = [_cell(*mine.at(limit)[1:]) for limit in limits]
-                print_row([f"adaptify, {name}, at these MACs", f"{mine.seconds:.0f}", *cells])
-    theirs.calibrate(timed, data.holdout, arguments.timed)
+            for kind, grid in grids.items():
+                limits, cells = [], []
+                for budget in budgets:
+                    theirs.calibrate(model, data.holdout, budget, grid)
+                    limits.append(_judge(model, traced, held)[1])
+                    cells.append(_cell(*_judge(model, traced, tested)))
+                print_row([f"earlyon, {title}, {epochs} epochs, {kind}", f"{seconds:.0f}", *cells])
+                for name, mine in own.items():
+                    cells = [_cell(*mine.at(limit)[1:]) for limit in limits]
+                    print_row([f"adaptify, {name}, at these MACs", f"{mine.seconds:.0f}", *cells])
+    theirs.calibrate(timed, data.holdout, arguments.timed, theirs.FINE_GRID)
     limit = _judge(timed, traced, theirs.observe(timed, data.holdout))[1]
     best.model.policy, *_ = best.at(limit)
     images, _ = next(iter(data.test.batches(arguments.images, shuffle=True)))
     time_both(best.model, timed, loaded.module, images, arguments)
 
 
-def fit_ours(traced: Traced, data: Data, gates: Gates) -> Ours:
+def fit_ours(traced: Traced, data: Data, method: DGate) -> Ours:
     """Train exits as `adaptify retrofit --method dgate` does."""
     started = time.perf_counter()
-    method = DGate(gates, Train())
     steps = method.place(traced, CostModel(traced), len(data.classes))
     model = assemble(traced.with_own_tensors(), steps).eval()
     assert isinstance(model, AdaptiveModel)

@@ -6,6 +6,8 @@ Torch-Pruning has no runtime of its own: what both make is run in the same way, 
 from __future__ import annotations
 
 import argparse
+import copy
+import statistics
 import time
 from functools import partial
 
@@ -28,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what can be chosen."""
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--data", required=True, help="as `adaptify retrofit --data` takes it")
-    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=1, help="0: time alone")
+    parser.add_argument("--seeds", default="0", help="numbers with commas between; the accuracy is the mean")
     parser.add_argument("--target", type=float, default=0.5)
     parser.add_argument("--round-to", default="1,16", help="multiples of channels that ours keeps")
     parser.add_argument("--ours", default="ours: l2, multiples", help="part of the names of our ways")
@@ -63,6 +66,11 @@ def run(arguments: argparse.Namespace) -> None:
                 ways = [partial(run_all, way, images.split(size)) for way in (fast, static)]
                 seconds = interleaved(ways, arguments.rounds, 1, clock=arguments.clock)
                 cells.append(f"{median_ratio(*seconds):.3f}")
-        accuracy = tuned(network, data, options, torch.device("cpu"), 0) if arguments.epochs else None
-        told = "-" if accuracy is None else f"{accuracy:.2%}"
+        told = "-"
+        if arguments.epochs:
+            accuracies = [
+                tuned(copy.deepcopy(network), data, options, torch.device("cpu"), int(seed))
+                for seed in arguments.seeds.split(",")
+            ]
+            told = f"{statistics.mean(accuracies):.2%} ({' '.join(f'{100 * one:.2f}' for one in accuracies)})"
         print_row([name, f"{kept:.3f}", f"{pruning:.2f}", told, *cells])

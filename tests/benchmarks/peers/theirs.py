@@ -43,6 +43,9 @@ READY: Mapping[str, Ready] = MappingProxyType(
     }
 )
 
+FINE_GRID = tuple(percent / 100 for percent in range(99, 9, -1))
+"""Thresholds down to the confidence of knowing nothing of ten classes: its own grid ends at 0.5."""
+
 
 class Loader:
     """A split as earlyon reads it: anew in every epoch, in another order."""
@@ -73,11 +76,12 @@ def train(model: Any, split: Split, epochs: int) -> None:
     stage2_train_exits(model, Loader(split, 128, shuffle=True), epochs=epochs, on_epoch_end=lambda log: None)
 
 
-def calibrate(model: Any, split: Split, budget: float) -> None:
-    """Choose thresholds for a part of the MACs, on held-out images."""
+def calibrate(model: Any, split: Split, budget: float, grid: Sequence[float] | None = None) -> None:
+    """Choose thresholds for a part of the MACs, on held-out images, by default from its grid of nine."""
     from earlyon.core.thresholds import calibrate_thresholds_for_budget
 
-    calibrate_thresholds_for_budget(model, Loader(split, 256, shuffle=False), target_computation=budget)
+    images = Loader(split, 256, shuffle=False)
+    calibrate_thresholds_for_budget(model, images, target_computation=budget, grid=grid)
 
 
 def exit_macs(model: Any, traced: Traced) -> Tensor:
@@ -140,6 +144,7 @@ def better_form(model: Any, plain: nn.Module, shape: tuple[int, ...]) -> Any:
     better = wrap(network, sites, hidden, model.config.num_classes, shape).eval()
     better.exit_heads.load_state_dict(model.exit_heads.state_dict())
     better.config = model.config
+    model.eval()
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         for found, wanted in zip(
