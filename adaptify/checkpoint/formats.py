@@ -11,6 +11,7 @@ from adaptify.errors import ModelError
 from adaptify.text import memory
 
 _HEAD = 512
+_MOST_HEADER = 100_000_000  # bytes of the header of a safetensors file, which is the limit of the format too
 
 
 class Format(enum.Enum):
@@ -46,6 +47,12 @@ def detect(path: Path) -> Format:
         raise ModelError(f"{path} is empty (0 bytes)", "Copy or download the checkpoint again.")
     # First, because the length that such a file begins with may look like anything.
     if _is_safetensors(head, size):
+        length = int.from_bytes(head[:8], "little")
+        if length > _MOST_HEADER:  # before the file is mapped into memory
+            raise ModelError(
+                f"{path} is damaged or cut short: its header would take {memory(length)}",
+                "Copy or download the checkpoint again.",
+            )
         return Format.SAFETENSORS
     if head.startswith(b"PK"):
         return _zip_format(path, size)
@@ -99,7 +106,7 @@ def _zip_format(path: Path, size: int) -> Format:
 def _is_safetensors(head: bytes, size: int) -> bool:
     """Eight bytes with the length of a JSON header, then the header."""
     length = int.from_bytes(head[:8], "little")
-    return head[8:9] == b"{" and length < max(size, 100_000_000)
+    return head[8:9] == b"{" and length < max(size, _MOST_HEADER)
 
 
 def _is_text(head: bytes) -> bool:

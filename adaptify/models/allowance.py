@@ -33,6 +33,9 @@ _FACTORIES = frozenset(
         torch.zeros,
     }
 )
+_REPEATS = frozenset(
+    {Tensor.repeat, Tensor.tile, torch.tile, Tensor.repeat_interleave, torch.repeat_interleave}
+)
 _SMALL = 1 << 12
 _HINT = "The file is damaged, or was made to use up the memory of whoever opens it."
 
@@ -65,11 +68,7 @@ class Allowance(TorchFunctionMode):
     ) -> Any:
         options = kwargs or {}
         made = func in _FACTORIES
-        if (
-            made
-            or any(isinstance(value, Tensor) and value.numel() > _SMALL for value in args)
-            or _repeats(func)
-        ):
+        if made or func in _REPEATS or any(map(_is_large, args)):
             size = _size(func, args, options)
             if made:
                 self._numbers -= size
@@ -115,8 +114,8 @@ def _numbers_in(value: Any) -> list[int]:
     return [value] if isinstance(value, int) else []
 
 
-def _repeats(func: Callable[..., Any]) -> bool:
-    return func in (Tensor.repeat, Tensor.tile, torch.tile, Tensor.repeat_interleave, torch.repeat_interleave)
+def _is_large(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.is_meta and value.numel() > _SMALL
 
 
 def _size(func: Callable[..., Any], args: Sequence[Any], options: dict[str, Any]) -> int:

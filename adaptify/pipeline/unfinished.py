@@ -309,7 +309,11 @@ def read_unfinished(path: Path) -> Unfinished:
                 f"Update adaptify: the run began with version {brief(value.get('adaptify', 'unknown'))}.",
             )
         beginning = Beginning.model_validate(value)
-        recipe = recipe_type(str(beginning.recipe.get("method"))).model_validate(beginning.recipe)
+        try:
+            schema = recipe_type(str(beginning.recipe.get("method")))
+        except UsageError as error:
+            raise UsageError(f"{file} is damaged: {brief(error.message)}", error.hint) from error
+        recipe = schema.model_validate(beginning.recipe)
     except (OSError, ValueError, AttributeError, ValidationError) as error:
         raise UsageError(
             f"{file} is damaged: {brief(error)}",

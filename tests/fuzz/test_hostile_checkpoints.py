@@ -35,15 +35,16 @@ class Calls:
 
 
 def bombs() -> dict[str, tuple[Any, str]]:
+    """What is to be called, and the name of what of it a reader meets first."""
     system = Calls(os.system, f"touch {CANARY}")
     code = f"open('{CANARY}', 'w').close()"
     return {
         "a shell": (system, "posix.system"),
         "eval": (Calls(eval, code), "builtins.eval"),
         "exec": (Calls(exec, code), "builtins.exec"),
-        "one in another": (Calls(list, [Calls(print, [system])]), "posix.system"),
+        "one in another": (Calls(list, [Calls(print, [system])]), "builtins.list"),
         "an attribute": (Calls(getattr, os, "system"), "getattr"),
-        "a class": (Calls(Path, system), "posix.system"),
+        "a class": (Calls(Path, system), "pathlib.Path"),
     }
 
 
@@ -64,7 +65,7 @@ def newest(value: Any, path: Path) -> None:
 
 
 @pytest.mark.parametrize("save", [zipped, legacy, plain, newest])
-@pytest.mark.parametrize("kind", ["a shell", "eval", "exec", "one in another", "a class"])
+@pytest.mark.parametrize("kind", ["a shell", "eval", "exec", "one in another", "an attribute", "a class"])
 def test_code_is_refused_by_its_name(
     kind: str, save: Callable[[Any, Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,7 +110,7 @@ def deflated(path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in entries.items():
             with archive.open(name, "w") as entry:
-                for _ in range(2048 if name.endswith("data/0") else 1):
+                for _ in range(128 if name.endswith("data/0") else 1):
                     entry.write(b"\0" * (1 << 20) if name.endswith("data/0") else content)
 
 
@@ -153,12 +154,12 @@ def beyond_the_end(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (deflated, "unpacks to 2.0 GiB from"),
-        (expanded, "repeats its values: 'a.weight' has the shape 1000000x1000000"),
+        (deflated, "unpacks to 128.0 MiB from"),
+        (expanded, "repeats its values: 'weight' has the shape 1000000x1000000"),
         (filled, "bytearray, which could take any amount of memory"),
         (scalar, "is damaged or cut short"),
         (long_header, "bad.pth"),
-        (sparse, "bad.pth"),
+        (sparse, "its header would take 64.0 GiB"),
         (overlapping, "is damaged or cut short"),
         (beyond_the_end, "is damaged or cut short"),
     ],
