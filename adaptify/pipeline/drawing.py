@@ -99,13 +99,16 @@ def _is_row(names: list[str]) -> bool:
 def _marks_of_exits(facts: Inspection, owner: Mapping[str, str]) -> dict[str, list[Mark]]:
     marks: dict[str, list[Mark]] = {}
     for site in facts.exits:
-        if site.name not in (*facts.default_exits, *facts.placed):
+        # What a network with gates of its own could have besides is another network.
+        possible = () if facts.gates or facts.placed else facts.default_exits
+        if site.name not in (*possible, *facts.placed):
             continue
         part = percent(site.macs_before / facts.macs)
         there = site.name in facts.placed or facts.own_exits
         limit = facts.placed.get(site.name)
-        leaves = f", leaves at {limit:.3g}" if limit is not None else ", never leaves" if there else ""
-        told = f"exit at {site.name}: {part} of the MACs{'' if facts.own_exits and not facts.placed else leaves}"
+        told = f"exit at {site.name}: {part} of the MACs"
+        if facts.placed:
+            told += f", leaves at {limit:.3g}" if limit is not None else ", never leaves"
         marks.setdefault(owner[site.node], []).append(Mark(told, there))
     return marks
 

@@ -16,6 +16,7 @@ _MARKS = _LEFT + _WIDTH + 44  # px: where marks are told of
 _TOTAL = 860
 _TOP, _LEGEND = 62, 54
 _LINE = 16
+_NAME = 21  # characters of a name that fit
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _part(svg: Svg, part: Part, y: float, height: float, dearest: float) -> None
     svg.rect(_LEFT, y, _WIDTH, height, "box", f"{part.name}: {quantity(part.macs)} MACs")
     svg.rect(_LEFT, y, _WIDTH * part.share / dearest, height, "cost")
     middle = y + height / 2 + 4
-    svg.text(_LEFT + 10, middle, shortened(part.name, 150), "name")
+    svg.text(_LEFT + 10, middle, _end_of(part.name, _NAME), "name")
     svg.text(_LEFT + 258, middle, part.shape, "muted", "end")
     svg.text(_LEFT + 318, middle, quantity(part.macs), "unit", "end")
     svg.text(_LEFT + _WIDTH - 12, middle, percent(part.share), "", "end")
@@ -106,6 +107,11 @@ def _part(svg: Svg, part: Part, y: float, height: float, dearest: float) -> None
         svg.circle(_MARKS - 12, line, 4.5, f"out{placed}", mark.text)
         svg.text(_MARKS, line + 4, mark.text, "" if mark.placed else "muted")
         line += _LINE
+
+
+def _end_of(name: str, most: int) -> str:
+    """As much of a qualified name as fits: its end says where in the network it is."""
+    return name if len(name) <= most else f"\u2026{name[1 - most :]}"
 
 
 def _arrow(svg: Svg, top: float, bottom: float) -> None:
