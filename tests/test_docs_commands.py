@@ -14,6 +14,7 @@ from documents import PAGES, ROOT, Shown, check, commands_of
 from adaptify.cli.main import main
 from adaptify.errors import RecipeError
 from adaptify.methods import base
+from adaptify.recipe_library import recipe_names
 
 SHOWN = [shown for page in PAGES for shown in commands_of(page)]
 USAGE = typer.BadParameter.__mro__[1]  # of the click that typer uses
@@ -81,3 +82,12 @@ def test_the_tutorial_runs(
     assert len(blocks) == 2
     for block in blocks:
         exec(block, {})
+
+
+@pytest.mark.parametrize("method", [name for name in base.method_names() if name != "random_exit"])
+def test_every_method_has_a_guide_with_all_parts(method: str) -> None:
+    text = (ROOT / "docs" / "methods" / f"{method}.md").read_text(encoding="utf-8")
+    for part in ("## When to use it", "## What to expect", "## Limits"):
+        assert part in text
+    recipes = [recipe for recipe in recipe_names() if recipe.startswith(f"{method}/")]
+    assert not recipes or any(recipe in text for recipe in recipes)

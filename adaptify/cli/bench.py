@@ -104,16 +104,19 @@ def bench(
       adaptify bench model.pth --data random --seconds 1
     """
     from adaptify.cli import values
-    from adaptify.cli.bench_tables import benched
     from adaptify.cli.console import Console
     from adaptify.cli.runs import find_target
+
+    console = Console(json=json, quiet=quiet, verbose=verbose)
+    found = find_target(target)
+
+    # Not before the arguments are known to be right: what comes with these takes seconds to import.
+    from adaptify.cli.bench_tables import benched
     from adaptify.pipeline.bench import bench as work
     from adaptify.recipe import DataSection, ModelSection
     from adaptify.runtime.allocator import keep_freed_memory
 
-    console = Console(json=json, quiet=quiet, verbose=verbose)
     settings = _settings(batch_sizes, backends, rounds, seconds)
-    found = find_target(target)
     if target is None:
         console.say(f"run: {found}")
     section = None

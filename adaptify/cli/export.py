@@ -87,12 +87,15 @@ def export(
     from adaptify.cli import values
     from adaptify.cli.console import Console
     from adaptify.cli.runs import find_target
+
+    console = Console(json=json, quiet=quiet, verbose=verbose)
+    found = find_target(run)
+
+    # Not before the arguments are known to be right: what comes with these takes seconds to import.
     from adaptify.export.write import Options
     from adaptify.pipeline.export import export as work
     from adaptify.recipe import DataSection
 
-    console = Console(json=json, quiet=quiet, verbose=verbose)
-    found = find_target(run)
     if run is None:
         console.say(f"run: {found}")
     options = Options(format, control_flow, batch_size, opset)

@@ -31,19 +31,22 @@ def resolve_settings(
         UsageError, RecipeError: The settings do not go together, or there is nothing to prune.
     """
     from adaptify.cli.runs import find_target
+
+    method, judged_by = judging(method, importance)
+    options = options | judged_by
+    found = None
+    if recipe is None or checkpoint is not None:
+        found = find_target(Path(checkpoint) if checkpoint is not None else None)
+        options["model.checkpoint"] = str(found)
+
+    # Not before the arguments are known to be right: what comes with these takes seconds to import.
     from adaptify.pipeline.choosing import has_gates
     from adaptify.pipeline.folder import RECIPE
     from adaptify.recipe import resolve
     from adaptify.recipe_library import find_recipe
 
-    method, judged_by = judging(method, importance)
-    options = options | judged_by
-    if recipe is not None:
-        if checkpoint is not None:
-            options["model.checkpoint"] = str(find_target(Path(checkpoint)))
-        return _towards_target(method, find_recipe(recipe), options, overrides)
-    found = find_target(Path(checkpoint) if checkpoint is not None else None)
-    options["model.checkpoint"] = str(found)
+    if recipe is not None or found is None:
+        return _towards_target(method, find_recipe(recipe) if recipe else None, options, overrides)
     if method is None and has_gates(found):
         own = found / RECIPE
         if own.is_file():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +69,30 @@ def test_wrong_arguments_are_two_lines_and_exit_2(
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("error: ")
     assert "--help" in second
+
+
+def test_mistakes_in_arguments_are_told_before_torch_is_imported(tmp_path: Path) -> None:
+    wrong = [
+        "calibrate",
+        "calibrate --budget 0.5K",
+        "calibrate --confidence 0.9",
+        "calibrate nowhere --budget 0.5",
+        "evaluate nowhere",
+        "evaluate --budget half",
+        "retrofit",
+        "retrofit x.pth --data d --budget 0.5K",
+        "retrofit x.pth --input-size large",
+        "prune nowhere",
+        "prune --importance l2 --method gumbel",
+        "export nowhere",
+        "bench nowhere",
+    ]
+    script = (
+        "import sys; from adaptify.cli.main import main; "
+        "print([(main(line.split()), 'torch' in sys.modules) for line in sys.argv[1:]])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *wrong], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout == f"{[(2, False)] * len(wrong)}\n"
+    assert done.stderr.count("error: ") == len(wrong)
