@@ -50,7 +50,7 @@ def launch(
         for rank in range(count)
     ]
     try:
-        said = [process.communicate(timeout=240) for process in running]
+        said = [process.communicate(timeout=560) for process in running]
     finally:
         for process in running:
             process.kill()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 
@@ -47,8 +46,6 @@ def _in_step(command: Callable[[], object], is_main: bool) -> object:
 
     try:
         with processes():
-            if is_main:
-                print(f"{launch.count()} processes share the work", file=sys.stderr, flush=True)
             return command()
     except KeyboardInterrupt:
         if is_main:

@@ -153,12 +153,15 @@ def gather_rows(own: Tensor) -> Tensor:
 
 def gathered(own: Tensor) -> Tensor:
     """The tensors of all processes, of one shape (...) and type: (size(), ...), without gradients."""
-    parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(size())]
+    own = own.detach().contiguous()
     if size() == 1:
-        return own.detach().unsqueeze(0)
+        return own.unsqueeze(0)
+    # As bytes: not every backend knows every type.
+    raw = own.view(-1).view(torch.uint8)
+    parts = [torch.empty_like(raw) for _ in range(size())]
     with talking():
-        dist.all_gather(parts, own.detach().contiguous())
-    return torch.stack(parts)
+        dist.all_gather(parts, raw)
+    return torch.cat(parts).view(own.dtype).view(size(), *own.shape)
 
 
 class _GatherRows(torch.autograd.Function):

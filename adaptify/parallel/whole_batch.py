@@ -75,16 +75,12 @@ def _batch_norm(
 def _statistics(input: Tensor) -> tuple[float, Tensor, Tensor]:
     """How many values each channel has in all processes, their mean (C,) and their biased variance (C,)."""
     values = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-    var, mean = torch.var_mean(values, _all_but_channels(input), correction=0)
+    mean, var = torch.ops.aten.batch_norm_update_stats(values, None, None, 0.0)
     parts = group.gathered(torch.stack([mean, var]))
     mean = parts[:, 0].mean(0)
     # Not from the squares: where the mean is large, they have no digits left for the variance.
     var = (parts[:, 1] + (parts[:, 0] - mean).square()).mean(0)
     return float(input.numel() // input.shape[1] * group.size()), mean, var
-
-
-def _all_but_channels(input: Tensor) -> list[int]:
-    return [axis for axis in range(input.dim()) if axis != 1]
 
 
 class _Normalise(torch.autograd.Function):
@@ -128,7 +124,10 @@ class _Normalise(torch.autograd.Function):
         tilt = factor * differ[0] * scale
         shift = factor * differ[1] - tilt * mean
         shape = [1, -1, *[1] * (input.dim() - 2)]
-        slope = slope + (input * tilt.view(shape) + shift.view(shape)).to(slope)
+        if slope.dtype == tilt.dtype:
+            slope = slope.addcmul_(input, tilt.view(shape)).add_(shift.view(shape))
+        else:
+            slope = slope + (input * tilt.view(shape) + shift.view(shape)).to(slope)
         return (
             slope,
             of_weight if weight is not None else None,

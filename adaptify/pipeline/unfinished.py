@@ -220,6 +220,8 @@ def new_run(
         with tempfile.TemporaryDirectory(prefix="adaptify-") as work:
             yield folder.NewRun(Path(work), final)
         return
+    if group.size() > 1:
+        progress.note(f"{group.size()} processes share the work")
 
     def tell(left: Path) -> None:
         progress.note(f"unfinished: {left}\n  to go on: adaptify {beginning.command} --resume {left}")
