@@ -30,7 +30,7 @@ def talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise _explained(error) from error
+        raise _explained() from error
 
 
 def publish(error: Exception) -> None:
@@ -60,7 +60,7 @@ def _until(is_so: Callable[[], bool], seconds: float) -> None:
         time.sleep(_MOMENT)
 
 
-def _explained(error: RuntimeError) -> PeerError:
+def _explained() -> PeerError:
     for other in range(dist.get_world_size()) if dist.is_initialized() else ():
         found = _failure_of(other) if other != dist.get_rank() else None
         if found is not None:
@@ -70,9 +70,8 @@ def _explained(error: RuntimeError) -> PeerError:
             )
             failed.exit_code = found["code"]
             return failed
-    what = (str(error).splitlines() or [type(error).__name__])[0]
     return PeerError(
-        f"another process of this run is gone, or does not answer ({what})",
+        "another process of this run is gone, or does not answer",
         "Look for what ended it: the system, for want of memory, or another machine.",
     )
 
