@@ -11,6 +11,8 @@ from adaptify.report.schema import ClassEffect, Point, Report
 from adaptify.report.schema.exits import Promise
 from adaptify.text import memory, milliseconds, percent, points, quantity, whole
 
+_UNTRAINED = 0.20  # of accuracy that was gained
+
 
 @dataclass(frozen=True)
 class Target:
@@ -151,18 +153,18 @@ def headline(report: Report) -> list[tuple[str, str, str, str]]:
 
 def _times(report: Report) -> Iterator[tuple[str, str, str, str]]:
     """Rows of the headline: of a single image, and of larger batches where they were timed."""
-    found: dict[int, tuple[float | None, float | None]] = {
-        report.pruning.batch_size if report.pruning else 1: (
-            report.before.milliseconds,
-            report.after.milliseconds,
-        )
-    }
-    if report.speed is not None:
-        found |= {row.batch_size: (row.before, row.after) for row in report.speed.batches}
-    for size, (was, left) in found.items():
-        if was and left is not None:
-            name = "Time, one image" if size == 1 else f"Time, {size} images"
-            yield name, milliseconds(was), milliseconds(left), change(left / was)
+    size = report.pruning.batch_size if report.pruning else 1
+    was, left = report.before.milliseconds, report.after.milliseconds
+    measured = {row.batch_size: row for row in report.speed.batches} if report.speed is not None else {}
+    if was and left is not None and size not in measured:
+        yield _time_of(size), milliseconds(was), milliseconds(left), change(left / was)
+    for size, row in measured.items():
+        told = change(row.ratio) if row.steady else "unsteady"
+        yield _time_of(size), milliseconds(row.before), milliseconds(row.after), told
+
+
+def _time_of(images: int) -> str:
+    return "Time, one image" if images == 1 else f"Time, {images} images"
 
 
 def change(ratio: float) -> str:
@@ -196,9 +198,18 @@ class Payers:
         return max(abs(row.after - row.before) for row in self.rows)
 
 
+def came_untrained(report: Report) -> bool:
+    """Whether the network as it came was so bad that nothing can be lost."""
+    before, after = report.before.accuracy, report.after.accuracy
+    return before is not None and after is not None and after - before > _UNTRAINED
+
+
 def payers(report: Report) -> Payers | None:
-    """Return who pays for the savings of a report; `None` where that was not recorded."""
-    if not report.class_effects:
+    """Return who pays for the savings of a report; `None` where that was not recorded.
+
+    A network that was far worse before, of random weights, says nothing about that either.
+    """
+    if not report.class_effects or came_untrained(report):
         return None
     rows = sorted(report.class_effects, key=lambda row: (row.after - row.before, row.after))
     changes = [row.after - row.before for row in rows]
@@ -216,7 +227,8 @@ def parameters(report: Report) -> tuple[str, str, str]:
     gates = model.gate_parameters
     if before is not None and after is not None and after - before != gates:
         return quantity(before), quantity(after), change(after / before)
-    return quantity(model.parameters), quantity(model.parameters + gates), f"{quantity(gates)} in gates"
+    told = f"{quantity(gates)} in gates" if gates else "unchanged"
+    return quantity(model.parameters), quantity(model.parameters + gates), told
 
 
 def _in_words(promise: Promise) -> str:

@@ -68,3 +68,37 @@ def test_without_any_run_it_says_how_to_make_one(
     monkeypatch.chdir(tmp_path)
     assert main(["report"]) == 2
     assert "adaptify demo" in capsys.readouterr().err
+
+
+def test_a_format_goes_to_stdout_or_to_a_file(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--format", "csv"]) == 0
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.startswith("run,architecture,method,data,")
+    assert row.startswith("resnet56-dgate-002,")
+    assert main(["report", "--format", "md", "--output", "summary.md"]) == 0
+    assert capsys.readouterr().out == ""
+    assert Path("summary.md").read_text().startswith("## adaptify:cifar")
+    assert not list(runs.glob("*/report.html"))
+
+
+def test_several_runs_become_several_rows(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = ["runs/resnet56-dgate-001", "runs/resnet56-dgate-002"]
+    assert main(["report", *named, "--format", "csv", "--table", "layers"]) == 0
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert len(rows) == 2 * len(sample_report()["layers"])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--format", "pdf"], "there is no format 'pdf'"),
+        (["--format", "md", "--json"], "--json and --format md are two formats"),
+        (["--table", "layers"], "--table says which table --format csv writes"),
+        (["--format", "csv", "--table", "nets"], "there is no table 'nets'"),
+    ],
+)
+def test_formats_that_are_none(
+    runs: Path, words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", *words]) == 2
+    assert told in capsys.readouterr().err

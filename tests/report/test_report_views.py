@@ -67,6 +67,13 @@ def test_the_class_that_loses_most_comes_first() -> None:
     assert payers(parse_report(sample_report())) is None
 
 
+def test_a_network_of_random_weights_has_nothing_to_lose() -> None:
+    report = full_report()
+    came = report.model_copy(update={"before": report.before.model_copy(update={"accuracy": 0.1})})
+    assert payers(came) is None
+    assert "Who pays" not in render_html(came)
+
+
 def test_the_page_says_who_pays_how_long_it_takes_and_of_which_file() -> None:
     page = render_html(full_report())
     for told in (
@@ -97,6 +104,7 @@ def test_times_that_contradict_each_other_are_doubted() -> None:
     busy = dict(SPEED["batches"][0], low=0.5, high=1.9)
     page = render_html(full_report(speed=SPEED | {"batches": [busy]}))
     assert "The rounds do not agree: the machine was busy." in page
+    assert "<b>unsteady</b>" in page
 
 
 def test_random_images_are_said_to_tell_little() -> None:
