@@ -125,8 +125,9 @@ def test_what_is_being_written_is_no_run_yet(home: Path, cli: Cli) -> None:
     said = cli("report", "-q")
     assert said.code == 0
     assert cli("evaluate", "--json").json["target"] == str(RUN)
-    for command in ("report", "evaluate", "calibrate", "export"):
-        refused = cli(command, work)
+    commands = [("report",), ("evaluate",), ("calibrate", "--max-drop", "1"), ("export", "--format", "onnx")]
+    for command in commands:
+        refused = cli(*command, work)
         assert refused.code == 2, refused.err
         assert "is an unfinished run" in refused.err
         assert "--resume" in refused.err
