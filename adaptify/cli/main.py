@@ -23,6 +23,7 @@ from adaptify.cli import (
     recipes,
     report,
     retrofit,
+    sweep,
     together,
 )
 from adaptify.cli.group import make_group
@@ -89,6 +90,7 @@ for _command, _summary in (
     (calibrate.calibrate, "Choose again between accuracy and compute."),
     (evaluate.evaluate, "Run a network over test images, and measure it."),
     (bench.bench, "Measure how long a network takes."),
+    (sweep.sweep, "Try several methods and targets side by side."),
     (report.report, "Show what a run saved, or compare runs."),
     (export.export, "Write a file that runs without adaptify."),
     (env.env, "Show what adaptify runs on, for bug reports."),

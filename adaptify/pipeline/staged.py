@@ -9,23 +9,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from adaptify.errors import TargetError, UsageError
+from adaptify.errors import UsageError
 from adaptify.files import write_text
 from adaptify.pipeline import folder
 from adaptify.pipeline.calibrate import calibrate
-from adaptify.pipeline.prune import prune
-from adaptify.pipeline.retrofit import retrofit
+from adaptify.pipeline.part_run import Within, run_part
 from adaptify.pipeline.stage_rows import choice_after, stage_of
-from adaptify.pipeline.unfinished import Unfinished, find_unfinished
 from adaptify.progress import SILENT, Progress
-from adaptify.progress import Stage as ProgressStage
 from adaptify.recipe import Recipe
 from adaptify.report.html import write_html
 from adaptify.report.schema import Report, Stage, read_report, write_report
@@ -100,7 +97,7 @@ def _carry_out(stages: Stages, path: Path, progress: Progress) -> Staged:
     report: Report | None = None
     for number, step in enumerate(stages.resolved(), 1):
         target = path / PARTS / f"{number}-{step.command}"
-        told = _Within(progress, f"stage {number} ({step.command})")
+        told = Within(progress, f"stage {number} ({step.command})")
         if (target / folder.REPORT).is_file():
             told.note("done before")
         else:
@@ -132,16 +129,7 @@ def _work(step: Step, target: Path, previous: Path | None, progress: Progress) -
         _choose(step, target, previous, progress)
         return
     recipe = step.recipe if previous is None else _on(step.recipe, previous)
-    work = prune if step.command == "prune" else retrofit
-    left: Unfinished | None = None
-    if folder.left_behind(target):
-        left = find_unfinished(target, "prune" if step.command == "prune" else "retrofit")
-    done = work(recipe, output=None if left else target, resume=left, progress=progress)
-    if done is None:
-        raise TargetError(
-            f"{target.name} has nothing to remove, so that there is no network for the next stage",
-            "Leave the stage out.",
-        )
+    run_part("prune" if step.command == "prune" else "retrofit", recipe, target, progress)
 
 
 def _choose(step: Step, target: Path, previous: Path, progress: Progress) -> None:
@@ -193,19 +181,3 @@ def _read(path: Path) -> Stages:
         return Stages.model_validate(value["recipe"])
     except (OSError, ValueError, AttributeError, KeyError, TypeError, ValidationError) as error:
         raise UsageError(f"{file} is damaged: {str(error).splitlines()[0]}", "Start anew.") from error
-
-
-class _Within:
-    """A `Progress` that says of which stage it speaks."""
-
-    def __init__(self, progress: Progress, name: str) -> None:
-        self._progress = progress
-        self._name = name
-
-    def stage(self, name: str, total: int | None = None) -> AbstractContextManager[ProgressStage]:
-        """Open a stretch of work."""
-        return self._progress.stage(name, total)
-
-    def note(self, message: str) -> None:
-        """Say one thing, with the stage that it is about."""
-        self._progress.note(f"{self._name}: {message}")

@@ -14,7 +14,7 @@ import adaptify
 from adaptify.cli.main import main
 from adaptify.errors import RecipeError, TargetError, UsageError
 from adaptify.models.registry import resolve as resolve_architecture
-from adaptify.pipeline import staged
+from adaptify.pipeline import part_run
 from adaptify.pipeline.calibrate import calibrate
 from adaptify.pipeline.staged import Staged, go_on, run_stages
 from adaptify.recipe_library import find_recipe, list_recipes
@@ -98,12 +98,12 @@ def test_a_run_that_was_stopped_goes_on_behind_what_is_done(
 
     run, stages = tmp_path / "run", quick(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(staged, "retrofit", stop)
+        patch.setattr(part_run, "retrofit", stop)
         with pytest.raises(KeyboardInterrupt):
             run_stages(stages, output=run)
     assert sorted(path.name for path in run.iterdir()) == ["stages", "stages.json"]
     assert [path.name for path in (run / "stages").iterdir()] == ["1-prune"]
-    monkeypatch.setattr(staged, "prune", stop)  # it is not to be run again
+    monkeypatch.setattr(part_run, "prune", stop)  # it is not to be run again
     found = go_on(run)
     assert [stage.after.macs for stage in found.report.stages] == [
         stage.after.macs for stage in done.report.stages

@@ -1,0 +1,187 @@
+"""`adaptify sweep`: several methods and targets on one checkpoint, in one table and one plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from adaptify.cli.options import (
+    Arch,
+    ArchKwargs,
+    BatchSize,
+    Data,
+    Device,
+    DryRun,
+    Holdout,
+    Json,
+    Overrides,
+    Quiet,
+    RecipeSeed,
+    TrustPickle,
+    ValSplit,
+    Verbose,
+    Workers,
+)
+
+if TYPE_CHECKING:
+    from adaptify.cli.console import Console
+    from adaptify.pipeline.sweep import Point, Sweep
+
+
+def sweep(
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[CKPT|SWEEP]",
+            show_default=False,
+            help="Checkpoint of a pretrained network; with --resume, the folder of a sweep.",
+        ),
+    ] = None,
+    words: Overrides = None,
+    methods: Annotated[
+        str,
+        typer.Option("--method", "-m", metavar="M,M,...", help="Methods, with commas between."),
+    ] = "dgate",
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            "-t",
+            metavar="T,T,...",
+            show_default=False,
+            help="Fractions of the MACs to KEEP, for methods that prune or are trained towards one. Exits "
+            "need none: one run has all budgets.",
+        ),
+    ] = None,
+    data: Data = None,
+    holdout: Holdout = None,
+    val_split: ValSplit = None,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    device: Device = None,
+    seed: RecipeSeed = None,
+    arch: Arch = None,
+    arch_kwargs: ArchKwargs = None,
+    trust_pickle: TrustPickle = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", help="Folder to make. Without it: sweeps/<checkpoint>-NNN."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a sweep: what is done is not run again.")
+    ] = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Try several methods and targets, and see which operating points nothing else beats.
+
+    Each is a run of its own in the folder of the sweep; what fails is noted, and the others go on. A setting
+    KEY=VALUE is for all runs, METHOD.KEY=VALUE for those of one method.
+
+    \b
+    Examples:
+      adaptify sweep model.pth -m dgate,importance -t 0.4,0.6 --data images
+      adaptify sweep model.pth -m dgate --data images dgate.gates.pool=4
+      adaptify sweep --resume sweeps/model-001
+    """
+    from adaptify.cli import values
+    from adaptify.cli.console import Console
+    from adaptify.errors import UsageError
+    from adaptify.settings import parse_overrides
+
+    console = Console(json=json, quiet=quiet, verbose=verbose)
+    first, rest = values.file_and_words(checkpoint, words or [])
+    overrides = parse_overrides(rest)
+    names = values.names(methods, "--method") or []
+    aims = values.numbers(targets, "--target") or []
+    options = {
+        **values.model_settings(
+            checkpoint=first, arch=arch, arch_kwargs=arch_kwargs, trust_pickle=trust_pickle
+        ),
+        **values.data_settings(
+            data=data,
+            holdout=holdout,
+            val_split=val_split,
+            input_size=None,
+            mean=None,
+            std=None,
+            workers=workers,
+            skip_corrupt=False,
+        ),
+        **values.given({"run.batch_size": batch_size, "run.device": device, "run.seed": seed}),
+    }
+    if resume:
+        if first is None or overrides or len(options) > 1 or output is not None or dry_run:
+            raise UsageError(
+                "--resume takes the folder of a sweep, and nothing else: it goes on as it began",
+                "Write: adaptify sweep --resume sweeps/NAME.",
+            )
+        _work(Path(first), console)
+        return
+    if first is None and "model.checkpoint" not in overrides:
+        raise UsageError("no checkpoint to sweep over", "Name one: adaptify sweep CKPT --data FOLDER.")
+    if "data.source" not in {**options, **overrides}:
+        raise UsageError(
+            "no data to work with", "Say which images: --data FOLDER, cifar10:FOLDER, digits or fake:N."
+        )
+
+    # Not before the arguments are known to be right: what comes with these takes seconds to import.
+    from adaptify.pipeline.sweep import new_sweep, plan_points
+
+    points = plan_points(names, aims, options, overrides)
+    if dry_run:
+        _show_plan(points, console)
+    else:
+        _work(new_sweep(points, output=output), console)
+
+
+def _show_plan(points: tuple[Point, ...], console: Console) -> None:
+    console.data(
+        [
+            {"name": item.name, "command": item.command, "recipe": item.recipe.model_dump(mode="json")}
+            for item in points
+        ]
+    )
+    console.show(*(f"{item.name}: {item.command}" for item in points))
+    console.say("dry run: nothing was trained or written")
+
+
+def _work(path: Path, console: Console) -> None:
+    from adaptify.pipeline.sweep import PAGE, run_sweep
+    from adaptify.report.curves import came
+    from adaptify.report.pareto import pareto_table
+    from adaptify.report.tables.comparison import comparison_tables
+    from adaptify.runtime.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    done = run_sweep(path, progress=console)
+    console.data(_facts(done))
+    base = came(done.reports[0][1])
+    console.show(*comparison_tables(done.comparison), "", pareto_table(done.front, base))
+    for point in done.points:
+        if point.status == "failed":
+            console.warn(f"{point.name} failed: {point.error}")
+    best = done.front[-1].run if done.front else ""
+    console.say(
+        f"\nsweep: {done.folder}\npage: {done.folder / PAGE}\n"
+        f"next:\n  adaptify report {done.folder / (best or done.reports[0][0])}"
+    )
+
+
+def _facts(done: Sweep) -> dict[str, object]:
+    return {
+        "format": "adaptify.sweep",
+        "version": 1,
+        "sweep": str(done.folder),
+        "points": [
+            {"name": point.name, "status": point.status, "error": point.error} for point in done.points
+        ],
+        "front": [point.to_json() for point in done.front],
+        "comparison": done.comparison.to_json(),
+    }
