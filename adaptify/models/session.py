@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Iterable
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from torch import nn
 
 from adaptify.errors import UsageError
-from adaptify.input_spec import InputSpec
 from adaptify.models.source import Kwargs
+from adaptify.models.user_code import UserCode
 
 _HELD: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
 _OWNERS: WeakKeyDictionary[object, nn.Module] = WeakKeyDictionary()
@@ -34,39 +33,14 @@ def keep(name: str, owner: object) -> None:
         _OWNERS[owner] = _HELD[bare]
 
 
-class Session:
-    """Source of the networks that are held in this process."""
+class Session(UserCode):
+    """Source of the networks that are held in this process. They are found by nobody but who holds them."""
 
     prefix = "session"
-    searchable = False
-
-    def names(self) -> tuple[str, ...]:
-        """None: they are found by nobody but who holds them."""
-        return ()
 
     def knows(self, name: str) -> bool:
         """Any name: `build` says what became of it."""
         return True
-
-    def titles(self) -> Iterable[tuple[str, str]]:
-        """None."""
-        return ()
-
-    def defaults(self, name: str) -> Kwargs:
-        """None."""
-        return {}
-
-    def variants(self, name: str) -> tuple[Kwargs, ...]:
-        """One: the network as it is."""
-        return ({},)
-
-    def training_only(self, name: str) -> Kwargs:
-        """None."""
-        return {}
-
-    def input(self, name: str, kwargs: Kwargs, file: str) -> InputSpec:
-        """The convention of ImageNet, for want of anything better."""
-        return InputSpec()
 
     def build(self, name: str, kwargs: Kwargs) -> nn.Module:
         """A copy of the network with the weights that it was given with.
