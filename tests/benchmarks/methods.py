@@ -101,6 +101,8 @@ def measure(
 ) -> list[str]:
     """Cells of a row: MACs, time and the gap as parts of the whole network's, and bytes of both."""
     cases, peaks = [], []
+    for network in (model, whole):  # what PyTorch loads when it first runs something belongs to no network
+        prepare(network, images, batch).once()
     for network in (model, whole):
         memory = PeakMemory(torch.device("cpu"))
         cases.append(prepare(network, images, batch))
