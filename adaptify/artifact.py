@@ -21,7 +21,7 @@ from adaptify.input_spec import InputSpec
 from adaptify.models.allowance import Allowance, check_arguments
 from adaptify.models.registry import Architecture
 from adaptify.plan import FORMAT, Plan, RemoveBlocks, RemoveChannels, parse_plan
-from adaptify.runtime.frontier import Frontier
+from adaptify.runtime.budgeted import frontier_policy
 
 _FREE = 1 << 26
 """Numbers that a network may always have, beyond those in its file: 256 MiB."""
@@ -76,15 +76,17 @@ def load(
             "If it is yours or you trust it, allow it: --trust-code, or load(..., trust_code=True).",
         )
     with _naming(path):
-        if plan.frontier is not None:
-            Frontier.from_json(plan.frontier)
         check_arguments(architecture)
         numbers = sum(tensor.numel() for tensor in tensors.values())
         if architecture.is_public:
             # The plan's word alone does not get memory: first the network is built without any.
             with _allowed(plan, numbers, len(tensors)):
                 architecture.build_meta()
-        return build(plan, tensors, replace(architecture, input=input) if input else architecture)
+        model = build(plan, tensors, replace(architecture, input=input) if input else architecture)
+        frontier = model.frontier
+        for point in frontier.points if frontier is not None else ():
+            frontier_policy(frontier, point)
+        return model
 
 
 def build(plan: Plan, tensors: dict[str, Tensor], architecture: Architecture) -> Adapted:

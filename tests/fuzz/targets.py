@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 import warnings
 import zipfile
@@ -11,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import torch
 from rich.console import Console
 
 from adaptify import artifact
 from adaptify.checkpoint import load_model
 from adaptify.data.cifar import read_batch
-from adaptify.data.decode import open_image, read_image
+from adaptify.data.decode import ImageFiles, decode, readable
 from adaptify.errors import AdaptifyError
 from adaptify.input_spec import InputSpec
 from adaptify.pipeline.unfinished import find_unfinished
@@ -114,8 +116,9 @@ def _read_report(path: Path) -> object:
 
 
 def _read_image(path: Path) -> object:
-    spec = InputSpec(height=8, width=8)
-    return open_image(str(path), spec), read_image(str(path), spec)
+    files = ImageFiles(path.parent, np.array([os.fsencode(path.name)]))
+    tried = readable(files, 1, lambda done: None)
+    return tried, decode(files, InputSpec(height=8, width=8), 1, lambda done: None)
 
 
 TARGETS = {

@@ -43,7 +43,7 @@ def bombs() -> dict[str, tuple[Any, str]]:
         "eval": (Calls(eval, code), "builtins.eval"),
         "exec": (Calls(exec, code), "builtins.exec"),
         "one in another": (Calls(list, [Calls(print, [system])]), "builtins.list"),
-        "an attribute": (Calls(getattr, os, "system"), "getattr"),
+        "an attribute": (Calls(getattr, Path, "touch"), "getattr"),
         "a class": (Calls(Path, system), "pathlib.Path"),
     }
 
