@@ -9,8 +9,6 @@ Importing this package is cheap; torch is imported when something is used.
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from adaptify.errors import AdaptifyError, ModelError, RecipeError, TargetError, UsageError
@@ -65,33 +63,8 @@ __all__ = [
 ]
 
 
-# Rooms of the package that have the name of a function: they can be called as well.
-_CALLED = ("export", "report")
-
-
-class _Room(ModuleType):
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Call the function that has the name of this room; its help is in `adaptify.api.use`."""
-        return _find(self.__name__.rpartition(".")[2])(*arguments, **options)
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name: str, value: Any) -> None:
-        # The import system makes a room an attribute of the package in this way.
-        if name in _CALLED and isinstance(value, ModuleType):
-            value.__class__ = _Room
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
-
-
 def __getattr__(name: str) -> Any:
     """Import what is asked for when it is asked for."""
     if name not in _LAZY:
         raise AttributeError(f"module 'adaptify' has no attribute '{name}'")
-    return importlib.import_module(f"adaptify.{name}") if name in _CALLED else _find(name)
-
-
-def _find(name: str) -> Any:
     return getattr(importlib.import_module(_LAZY[name]), name)

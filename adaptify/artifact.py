@@ -83,9 +83,9 @@ def load(
             with _allowed(plan, numbers, len(tensors)):
                 architecture.build_meta()
         model = build(plan, tensors, replace(architecture, input=input) if input else architecture)
-        frontier = model.frontier
-        for point in frontier.points if frontier is not None else ():
-            frontier_policy(frontier, point)
+        if (frontier := model.frontier) is not None:
+            for point in frontier.points:
+                frontier_policy(frontier, point)
         return model
 
 

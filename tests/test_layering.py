@@ -70,7 +70,7 @@ def test_rooms_import_only_rooms_above_them_in_the_table() -> None:
         ("from adaptify import artifact", "artifact"),
         ("from adaptify import load", FACADE),
         ("def f():\n    from adaptify.graph.trace import trace", "graph"),
-        ("if TYPE_CHECKING:\n    from adaptify.report.schema import Report", "report"),
+        ("if TYPE_CHECKING:\n    from adaptify.reports.schema import Report", "reports"),
     ],
 )
 def test_every_kind_of_import_is_seen(code: str, room: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from adaptify import settings, text
 from adaptify.cli import progress
-from adaptify.report import svg
+from adaptify.reports import svg
 
 
 @pytest.mark.parametrize("module", [text, svg, progress, settings])

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptify.files import write_text
-from adaptify.report.compare import Comparison, compare
-from adaptify.report.compare_html import render_comparison
-from adaptify.report.html import render_html
-from adaptify.report.schema import Report
+from adaptify.reports.compare import Comparison, compare
+from adaptify.reports.compare_html import render_comparison
+from adaptify.reports.html import render_html
+from adaptify.reports.schema import Report
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -71,8 +71,8 @@ class Page:
     def _tables(self) -> Sequence[RenderableType]:
         from rich.text import Text
 
-        from adaptify.report.tables import report_tables
-        from adaptify.report.tables.comparison import comparison_tables
+        from adaptify.reports.tables import report_tables
+        from adaptify.reports.tables.comparison import comparison_tables
 
         if isinstance(self.content, Report):
             return report_tables(self.content, layers=False)

@@ -14,7 +14,7 @@ from adaptify.data import Data
 from adaptify.errors import UsageError
 from adaptify.models.session import Session, keep
 from adaptify.pipeline import folder
-from adaptify.report.schema import Report
+from adaptify.reports.schema import Report
 from adaptify.text import percent, points
 
 _ARTIFACT = ".safetensors"

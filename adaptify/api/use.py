@@ -15,7 +15,7 @@ from adaptify.api.run import Run
 from adaptify.assembly import Adapted
 from adaptify.data.identity import fingerprint
 from adaptify.errors import UsageError
-from adaptify.export.write import SUFFIXES, Format, Options
+from adaptify.exports.write import SUFFIXES, Format, Options
 from adaptify.pipeline import calibrate as calibrating
 from adaptify.pipeline import folder
 from adaptify.pipeline.calibration import calibrate_model
@@ -24,7 +24,7 @@ from adaptify.pipeline.export import Exported, export_network
 from adaptify.pipeline.given import open_module
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import CalibrateSection, DataSection, ModelSection
-from adaptify.report.schema import read_report
+from adaptify.reports.schema import read_report
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.budget import MOST, Budget
 from adaptify.runtime.budgeted import frontier_policy

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from adaptify.assembly import Adapted
 from adaptify.errors import AdaptifyError, UsageError, did_you_mean
-from adaptify.export import onnx_file
-from adaptify.export.facts import describe
-from adaptify.export.portable import make_portable, static_network
-from adaptify.export.program import Program
+from adaptify.exports import onnx_file
+from adaptify.exports.facts import describe
+from adaptify.exports.portable import make_portable, static_network
+from adaptify.exports.program import Program
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.fast import FAST, PLAIN, Form, fast_form
 from adaptify.runtime.gated import GatedModel

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-import adaptify
 from adaptify.cli.runs import RUNS
 
 _METHOD = re.compile(
@@ -19,6 +18,7 @@ _METHOD = re.compile(
 )
 _OWN = re.compile(r'^    "(\w+)": \(', re.MULTILINE)
 _REGISTERED = re.compile(r"^@register_model(?:\(.*\))?\n(?:@.*\n)*def ([a-z]\w*)", re.MULTILINE)
+_PACKAGE = Path(__file__).parents[1]
 _DATA = ("digits", "cifar10:", "cifar100:", "fake:")
 
 
@@ -41,7 +41,7 @@ def methods(incomplete: str) -> list[tuple[str, str]]:
     """Return the methods with what they do: those of adaptify and of installed packages."""
     from importlib.metadata import entry_points
 
-    folder = Path(adaptify.__file__).parent / "methods"
+    folder = _PACKAGE / "methods"
     found = [pair for file in sorted(folder.glob("*.py")) for pair in _METHOD.findall(_text(file))]
     found += [(point.name, point.value) for point in entry_points(group="adaptify.methods")]
     return [(name, summary) for name, summary in found if name.startswith(incomplete)]
@@ -65,7 +65,7 @@ def data(incomplete: str) -> list[str]:
 
 def _networks(prefix: str) -> Iterator[str]:
     if prefix == "adaptify":
-        yield from _OWN.findall(_text(Path(adaptify.__file__).parent / "models" / "own.py"))
+        yield from _OWN.findall(_text(_PACKAGE / "models" / "own.py"))
         return
     spec = find_spec(prefix) if prefix in ("torchvision", "timm") else None
     if spec is not None and spec.origin is not None:

@@ -40,7 +40,7 @@ def demo(
     from adaptify.pipeline.demo import DATA, train_digits
     from adaptify.pipeline.retrofit import retrofit
     from adaptify.recipe import resolve
-    from adaptify.report.tables import report_tables
+    from adaptify.reports.tables import report_tables
     from adaptify.runtime.allocator import keep_freed_memory
     from adaptify.text import percent
 

@@ -92,7 +92,7 @@ def export(
     found = find_target(run)
 
     # Not before the arguments are known to be right: what comes with these takes seconds to import.
-    from adaptify.export.write import Options
+    from adaptify.exports.write import Options
     from adaptify.pipeline.export import export as work
     from adaptify.recipe import DataSection
 

@@ -191,8 +191,8 @@ def _show_plan(recipe: Settings, console: Console) -> None:
     from adaptify.pipeline.prune import preview
     from adaptify.pipeline.pruning import pruning_part
     from adaptify.pipeline.retrofit import gates_rows
-    from adaptify.report.schema import Pruning
-    from adaptify.report.tables import pruning_table
+    from adaptify.reports.schema import Pruning
+    from adaptify.reports.tables import pruning_table
 
     found = preview(recipe, progress=console)
     network = found.opened.network
@@ -230,7 +230,7 @@ def _work(
     from adaptify.pipeline import folder
     from adaptify.pipeline.prune import UNMEASURED
     from adaptify.pipeline.prune import prune as work
-    from adaptify.report.tables import headline_table, pruning_table
+    from adaptify.reports.tables import headline_table, pruning_table
     from adaptify.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()

@@ -13,7 +13,7 @@ from adaptify.cli.options import Json, Quiet, TrustPickle, Verbose
 
 if TYPE_CHECKING:
     from adaptify.cli.console import Console
-    from adaptify.report.schema import Report
+    from adaptify.reports.schema import Report
 
 _MOST_NAMES = 4  # in the name of a page
 _FORMATS = ("html", "md", "json", "csv")
@@ -131,9 +131,9 @@ def _show(
     console: Console,
 ) -> None:
     from adaptify.cli.runs import find_run
-    from adaptify.report.html import write_html
-    from adaptify.report.schema import read_report
-    from adaptify.report.tables import report_tables
+    from adaptify.reports.html import write_html
+    from adaptify.reports.schema import read_report
+    from adaptify.reports.tables import report_tables
 
     folder = find_run(run, holding="report.json")
     if run is None:
@@ -156,10 +156,10 @@ def _compare(
 ) -> None:
     from adaptify.cli.runs import find_run
     from adaptify.errors import UsageError
-    from adaptify.report.compare import compare
-    from adaptify.report.compare_html import write_comparison
-    from adaptify.report.schema import read_report
-    from adaptify.report.tables.comparison import comparison_tables
+    from adaptify.reports.compare import compare
+    from adaptify.reports.compare_html import write_comparison
+    from adaptify.reports.schema import read_report
+    from adaptify.reports.tables.comparison import comparison_tables
 
     folders = [find_run(run, holding="report.json") for run in runs]
     for index, folder in enumerate(folders):
@@ -197,8 +197,8 @@ def _write(
     import json
 
     from adaptify.files import write_text
-    from adaptify.report.csv_tables import RUNS, render_csv
-    from adaptify.report.markdown import render_markdown
+    from adaptify.reports.csv_tables import RUNS, render_csv
+    from adaptify.reports.markdown import render_markdown
 
     if wanted == "md":
         text = render_markdown(tables)

@@ -237,7 +237,7 @@ def _work(
 ) -> None:
     from adaptify.pipeline import folder
     from adaptify.pipeline.retrofit import retrofit as work
-    from adaptify.report.tables import exits_table, gating_table, headline_table
+    from adaptify.reports.tables import exits_table, gating_table, headline_table
     from adaptify.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
@@ -265,7 +265,7 @@ def _work_in_stages(
 ) -> None:
     from adaptify.pipeline import folder
     from adaptify.pipeline.staged import go_on, run_stages
-    from adaptify.report.tables import headline_table, stages_table
+    from adaptify.reports.tables import headline_table, stages_table
     from adaptify.runtime.allocator import keep_freed_memory
 
     if dry_run and not isinstance(what, Path):

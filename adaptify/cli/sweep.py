@@ -154,9 +154,9 @@ def _show_plan(points: tuple[Point, ...], console: Console) -> None:
 
 def _work(path: Path, console: Console) -> None:
     from adaptify.pipeline.sweep import PAGE, run_sweep
-    from adaptify.report.curves import came
-    from adaptify.report.pareto import pareto_table
-    from adaptify.report.tables.comparison import comparison_tables
+    from adaptify.reports.curves import came
+    from adaptify.reports.pareto import pareto_table
+    from adaptify.reports.tables.comparison import comparison_tables
     from adaptify.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from adaptify.pipeline.evaluate import Result
-from adaptify.report.derive import target
-from adaptify.report.schema import Report
+from adaptify.reports.derive import target
+from adaptify.reports.schema import Report
 from adaptify.text import percent, points, printable, quantity, whole
 
 

@@ -21,7 +21,7 @@ from adaptify.pipeline.run_files import write_run_report
 from adaptify.pipeline.stage_rows import recalibrated
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import CalibrateSection, Recipe, resolve, write_recipe
-from adaptify.report.schema import Report, read_report
+from adaptify.reports.schema import Report, read_report
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.gated import GatedModel
 from adaptify.training.evaluate import replay

@@ -10,7 +10,7 @@ from adaptify.methods import ExitFit, Fit, GateFit
 from adaptify.pipeline.exit_run import conclude_exits
 from adaptify.pipeline.gate_run import conclude_gates
 from adaptify.pipeline.job import Job
-from adaptify.report.schema import Report
+from adaptify.reports.schema import Report
 
 _CONCLUSIONS: Mapping[type[Fit], Callable[[Any, Any, Job], Report]] = MappingProxyType(
     {ExitFit: conclude_exits, GateFit: conclude_gates}

@@ -18,8 +18,8 @@ from adaptify.pipeline.prepare import Network
 from adaptify.pipeline.pruning import Pruned, pruning_part, verify
 from adaptify.plan import GatesStep, Plan, Step
 from adaptify.recipe import Recipe
-from adaptify.report.schema import Report
-from adaptify.report.schema.pruning import Pruning
+from adaptify.reports.schema import Report
+from adaptify.reports.schema.pruning import Pruning
 from adaptify.runtime.gated import GatedModel
 from adaptify.training.history import History
 

@@ -13,7 +13,7 @@ from adaptify.graph.pieces import end_of
 from adaptify.graph.sites import BlockSite, nodes_between
 from adaptify.pipeline.inspect import GateFacts, Inspection
 from adaptify.pipeline.prepare import Network
-from adaptify.report.plots.network import Mark, Part, network_picture
+from adaptify.reports.plots.network import Mark, Part, network_picture
 from adaptify.text import percent, quantity, shape, whole
 
 _MOST_PARTS = 44

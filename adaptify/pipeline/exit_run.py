@@ -16,7 +16,7 @@ from adaptify.pipeline.job import Job, peak_memory
 from adaptify.pipeline.reporting import build_report, training_part
 from adaptify.pipeline.speed import measure_speed, with_speed
 from adaptify.recipe import Recipe
-from adaptify.report.schema import Report
+from adaptify.reports.schema import Report
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.budget import Budget
 from adaptify.runtime.optimize import optimize

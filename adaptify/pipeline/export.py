@@ -14,8 +14,8 @@ from adaptify import artifact
 from adaptify.assembly import Adapted
 from adaptify.data import Data, check_labels
 from adaptify.errors import UsageError
-from adaptify.export.reference import Reference, observe
-from adaptify.export.write import SUFFIXES, Options, Prepared, paths_of, prepare, write
+from adaptify.exports.reference import Reference, observe
+from adaptify.exports.write import SUFFIXES, Options, Prepared, paths_of, prepare, write
 from adaptify.models.registry import Architecture
 from adaptify.pipeline import folder
 from adaptify.pipeline.prepare import input_spec, open_section

@@ -14,7 +14,7 @@ from adaptify.pipeline.prepare import open_recipe_data
 from adaptify.pipeline.reporting import provenance
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import Recipe
-from adaptify.report.schema import Report
+from adaptify.reports.schema import Report
 from adaptify.runtime.budget import MOST, Budget
 from adaptify.runtime.budgeted import frontier_policy
 from adaptify.runtime.device import pick_device

@@ -14,7 +14,7 @@ from adaptify.pipeline.job import Job, peak_memory
 from adaptify.pipeline.outcome import effects_part, size_of
 from adaptify.pipeline.reporting import provenance, training_part
 from adaptify.pipeline.speed import fast_form_of, measure_speed, with_speed
-from adaptify.report.schema import Report
+from adaptify.reports.schema import Report
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.gated import GatedModel
 from adaptify.runtime.optimize import optimize

@@ -13,7 +13,7 @@ from adaptify.pipeline.retrofit import retrofit
 from adaptify.pipeline.unfinished import find_unfinished
 from adaptify.progress import Progress, Stage
 from adaptify.recipe import Recipe
-from adaptify.report.schema import Report
+from adaptify.reports.schema import Report
 
 Command = Literal["retrofit", "prune"]
 

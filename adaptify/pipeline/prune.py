@@ -36,7 +36,7 @@ from adaptify.pipeline.unfinished import Beginning, Unfinished, begin_again, new
 from adaptify.plan import Plan
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import Recipe
-from adaptify.report.schema import DataInfo, Report, read_report
+from adaptify.reports.schema import DataInfo, Report, read_report
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.device import pick_device
 from adaptify.runtime.gated import GatedModel

@@ -17,7 +17,7 @@ from adaptify.graph.trace import Traced
 from adaptify.pipeline.prepare import Network
 from adaptify.plan import Step
 from adaptify.recipe import Recipe
-from adaptify.report.schema import PrunedLayer
+from adaptify.reports.schema import PrunedLayer
 from adaptify.training.history import History
 
 TOLERANCE = 1e-5

@@ -19,7 +19,7 @@ from adaptify.pipeline.exit_curves import anytime_part, budgeted_part
 from adaptify.pipeline.exit_examples import exit_examples
 from adaptify.pipeline.outcome import effects_part, size_of
 from adaptify.plan import Plan
-from adaptify.report.schema import Report
+from adaptify.reports.schema import Report
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.view import NetworkView
 from adaptify.training.evaluate import Evaluation

@@ -36,7 +36,7 @@ from adaptify.pipeline.unfinished import Beginning, Unfinished, begin_again, new
 from adaptify.plan import Step
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import CalibrateSection, Recipe
-from adaptify.report.schema import Report
+from adaptify.reports.schema import Report
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.device import pick_device
 from adaptify.runtime.gated import GatedModel

@@ -7,8 +7,8 @@ from pathlib import Path
 from adaptify.files import sha256
 from adaptify.pipeline import folder
 from adaptify.recipe import Recipe
-from adaptify.report.html import write_html
-from adaptify.report.schema import Report, WrittenFile, write_report
+from adaptify.reports.html import write_html
+from adaptify.reports.schema import Report, WrittenFile, write_report
 
 
 def write_run_report(report: Report, recipe: Recipe, run: Path) -> Report:

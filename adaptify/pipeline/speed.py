@@ -28,8 +28,8 @@ from adaptify.pipeline.bench import as_it_came
 from adaptify.pipeline.prepare import open_recipe_data
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import resolve
-from adaptify.report.html import write_html
-from adaptify.report.schema import BatchTime, Report, Speed, read_report, write_report
+from adaptify.reports.html import write_html
+from adaptify.reports.schema import BatchTime, Report, Speed, read_report, write_report
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.device import pick_device
 from adaptify.runtime.optimize import optimize

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adaptify.report.schema import After, Before, Report, Stage
+from adaptify.reports.schema import After, Before, Report, Stage
 
 
 def stage_of(command: str, folder: str, report: Report) -> Stage:

@@ -24,8 +24,8 @@ from adaptify.pipeline.part_run import Within, run_part
 from adaptify.pipeline.stage_rows import choice_after, stage_of
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import Recipe
-from adaptify.report.html import write_html
-from adaptify.report.schema import Report, Stage, read_report, write_report
+from adaptify.reports.html import write_html
+from adaptify.reports.schema import Report, Stage, read_report, write_report
 from adaptify.stages import Stage as Step
 from adaptify.stages import Stages
 from adaptify.version import VERSION

@@ -21,10 +21,10 @@ from adaptify.pipeline import folder
 from adaptify.pipeline.part_run import Command, Within, run_part
 from adaptify.progress import SILENT, Progress
 from adaptify.recipe import Recipe, recipe_type, resolve
-from adaptify.report.compare import Comparison, compare
-from adaptify.report.compare_html import write_comparison
-from adaptify.report.pareto import FrontPoint, pareto_front
-from adaptify.report.schema import Report, read_report
+from adaptify.reports.compare import Comparison, compare
+from adaptify.reports.compare_html import write_comparison
+from adaptify.reports.pareto import FrontPoint, pareto_front
+from adaptify.reports.schema import Report, read_report
 from adaptify.version import VERSION
 
 SWEEPS = Path("sweeps")

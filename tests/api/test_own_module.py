@@ -16,7 +16,7 @@ from plain_net import SHAPE, PlainNet
 
 import adaptify
 from adaptify.errors import ModelError, UsageError
-from adaptify.report.schema import read_report
+from adaptify.reports.schema import read_report
 
 HERE = Path(__file__).parent
 

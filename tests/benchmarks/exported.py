@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from adaptify.assembly import Adapted
-from adaptify.export import onnx_file
-from adaptify.export.facts import describe
-from adaptify.export.portable import ControlFlow, make_portable, static_network
+from adaptify.exports import onnx_file
+from adaptify.exports.facts import describe
+from adaptify.exports.portable import ControlFlow, make_portable, static_network
 from adaptify.gates.mask_net import MaskNet
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.gated import GatedModel

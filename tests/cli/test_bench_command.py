@@ -8,7 +8,7 @@ from command_line import RUN, Cli, read_report, snapshot
 from adaptify.bench import backends
 from adaptify.bench.backends import DEFAULT
 from adaptify.errors import UsageError
-from adaptify.export import onnx_file
+from adaptify.exports import onnx_file
 
 QUICK = ("--rounds", "2", "--batch-sizes")
 

@@ -10,7 +10,7 @@ import torch
 from command_line import RUN, Cli, snapshot
 
 import adaptify
-from adaptify.export import pt2_file
+from adaptify.exports import pt2_file
 
 
 @pytest.fixture(scope="session")

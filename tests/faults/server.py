@@ -20,7 +20,7 @@ from torch.distributed import tensor  # noqa: F401
 
 from adaptify.cli.main import main
 from adaptify.pipeline import calibrate, evaluate, export, prune, retrofit  # noqa: F401
-from adaptify.report import tables  # noqa: F401
+from adaptify.reports import tables  # noqa: F401
 
 
 def answer(shim: ctypes.CDLL, ask: dict[str, Any]) -> dict[str, Any]:

@@ -25,9 +25,9 @@ from adaptify.input_spec import InputSpec
 from adaptify.pipeline.unfinished import find_unfinished
 from adaptify.progress import SILENT
 from adaptify.recipe import check
-from adaptify.report.html import render_html
-from adaptify.report.schema import read_report
-from adaptify.report.tables import report_tables
+from adaptify.reports.html import render_html
+from adaptify.reports.schema import read_report
+from adaptify.reports.tables import report_tables
 from adaptify.training.records import load_records
 from adaptify.training.state import States
 

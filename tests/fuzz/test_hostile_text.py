@@ -15,8 +15,8 @@ from adaptify.cli.main import main
 from adaptify.errors import AdaptifyError, RecipeError, UsageError
 from adaptify.pipeline.unfinished import find_unfinished
 from adaptify.recipe import check
-from adaptify.report.html import render_html
-from adaptify.report.schema import parse_report, read_report
+from adaptify.reports.html import render_html
+from adaptify.reports.schema import parse_report, read_report
 from adaptify.settings import parse_overrides
 
 from . import samples
@@ -152,7 +152,7 @@ KINDS = (
 
 @pytest.mark.parametrize("index", range(3))
 def test_no_name_gets_into_a_page_or_onto_a_terminal_as_it_is(index: int) -> None:
-    from adaptify.report.tables import report_tables
+    from adaptify.reports.tables import report_tables
 
     report = parse_report(evil(json.loads(samples.reports()[index])))
     page = render_html(report)

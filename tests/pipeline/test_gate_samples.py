@@ -12,7 +12,7 @@ from torch import Tensor
 from adaptify.data import Data, MemorySplit
 from adaptify.data.augment import Augmentation
 from adaptify.pipeline.gate_samples import samples_part
-from adaptify.report.schema import Samples
+from adaptify.reports.schema import Samples
 from adaptify.runtime.gated import GatedModel
 from adaptify.training.gate_records import GateRecords
 

@@ -18,9 +18,9 @@ from adaptify.pipeline import part_run
 from adaptify.pipeline.calibrate import calibrate
 from adaptify.pipeline.staged import Staged, go_on, run_stages
 from adaptify.recipe_library import find_recipe, list_recipes
-from adaptify.report.html import render_html
-from adaptify.report.schema import read_report
-from adaptify.report.tables.stages import stage_rows
+from adaptify.reports.html import render_html
+from adaptify.reports.schema import read_report
+from adaptify.reports.tables.stages import stage_rows
 from adaptify.stages import Stages, check_stages, read_stages
 
 NAME = "stages/digits_resnet_digits"

@@ -15,7 +15,7 @@ from adaptify.errors import TargetError, UsageError
 from adaptify.models.registry import resolve as resolve_architecture
 from adaptify.pipeline import part_run
 from adaptify.pipeline.sweep import Point, Sweep, new_sweep, plan_points, run_sweep
-from adaptify.report.pareto import FrontPoint, pareto_front
+from adaptify.reports.pareto import FrontPoint, pareto_front
 
 QUICK = {
     "importance.train.recalibrate": 0,
