@@ -42,7 +42,7 @@ def test_the_figures_of_the_report_fit_together(home: Path) -> None:
     assert exits[-1]["accuracy_all"] == report["before"]["accuracy"]
     assert sum(layer["macs"] for layer in report["layers"]) == report["before"]["macs"]
     run_macs = sum(layer["macs"] * layer["executed"] for layer in report["layers"])
-    assert 160 <= report["after"]["macs"] - run_macs <= 160 + 320  # what the two gates add
+    assert 2_560 <= report["after"]["macs"] - run_macs <= 2_560 + 5_120  # what the two gates add
     assert report["calibration"]["request"] == {"max_drop": 1.0}
     drop = report["calibration"]["base_accuracy"] - report["calibration"]["accuracy"]
     assert 100 * drop <= 1.0 + 1e-9
@@ -145,9 +145,9 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(home: Path, cli: Cli) -> No
     assert recipe["calibrate"] == target(max_macs=0.6)
     assert "747.1 k MACs" in said.out
     assert "359 images for testing" in said.out
-    # layer1: conv1 9,216 + two convolutions of 147,456; its gate 160.
+    # layer1: conv1 9,216 + two convolutions of 147,456; its gate 2,560.
     assert any(
-        line.split() == ["layer1", "16", "160", "304.3", "k", "40.7%"] for line in said.out.splitlines()
+        line.split() == ["layer1", "16", "2.56", "k", "306.7", "k", "41.0%"] for line in said.out.splitlines()
     )
     assert "nothing was trained or written" in said.err
 
@@ -162,10 +162,10 @@ def test_a_dry_run_in_json(home: Path, cli: Cli) -> None:
         "name": "layer1",
         "channels": 16,
         "macs_before": 304_128,
-        "gate_macs": 160,
-        "macs": 304_288,
+        "gate_macs": 2_560,
+        "macs": 306_688,
     }
-    assert (second["name"], second["macs"]) == ("layer2", 304_128 + 221_184 + 160 + 320)
+    assert (second["name"], second["macs"]) == ("layer2", 304_128 + 221_184 + 2_560 + 5_120)
     assert value["data"]["train"] + value["data"]["holdout"] + value["data"]["test"] == 1797
 
 
@@ -175,11 +175,11 @@ def test_a_dry_run_in_json(home: Path, cli: Cli) -> None:
         (["--thresholds", "1.0"], 2, ["1 thresholds for 2 exits", "layer1, layer2"]),
         (["--thresholds", "1.0,x"], 2, ["--thresholds: 'x' is no number", "1.5,never"]),
         (["--thresholds", "1,2", "--max-drop", "1"], 2, ["leaves nothing to choose", "one or the other"]),
-        (["--budget", "224K"], 5, ["30.0% of the MACs cannot be reached", "layer1, is at 40.7%"]),
+        (["--budget", "224K"], 5, ["30.0% of the MACs cannot be reached", "layer1, is at 41.0%"]),
         (["--max-drop", "0.5", "--confidence", "0.95"], 5, ["on half of the held-out images, 72;", "1,312"]),
         (["calibrate.confidence=0.9"], 3, ["confidence is about max_drop"]),
         (["calibrate.max_macs=45"], 3, ["calibrate.max_macs: a budget of 45 is no fraction of MACs"]),
-        (["--max-macs", "0.3"], 5, ["30.0% of the MACs cannot be reached", "layer1, is at 40.7%", "--sites"]),
+        (["--max-macs", "0.3"], 5, ["30.0% of the MACs cannot be reached", "layer1, is at 41.0%", "--sites"]),
         (["--sites", "layer9"], 2, ["no exit site is called 'layer9'; did you mean 'layer", "layer1"]),
         (["--sites", " , "], 2, ["--sites names nothing"]),
         (
@@ -256,7 +256,7 @@ def test_thresholds_by_hand(home: Path, cli: Cli) -> None:
     exits = said.json["exits"]
     assert [row["threshold"] for row in exits] == [None, -100.0, None]
     assert [row["share"] for row in exits] == [0.0, 1.0, 0.0]
-    assert exits[1]["macs"] == 304_128 + 221_184 + 320  # a closed exit costs nothing
+    assert exits[1]["macs"] == 304_128 + 221_184 + 5_120  # a closed exit costs nothing
     assert exits[0]["accuracy_left"] is None
 
 
