@@ -169,10 +169,10 @@ def prune(
         ),
     }
     if resume:
-        from adaptify.cli.resuming import find
+        from adaptify.cli.resuming import find, refuse
 
-        refused = {"--recipe": recipe, "--output": output, "--force": force, "--dry-run": dry_run}
-        unfinished = find("prune", checkpoint, refused)
+        refuse({"--recipe": recipe, "--output": output, "--force": force, "--dry-run": dry_run})
+        unfinished = find("prune", checkpoint)
         method, judged_by = judging(method, importance)
         unfinished.check_settings({**options, **judged_by, **values.given({"method": method})}, overrides)
         values.check_consent(unfinished.recipe.model, {**options, **overrides})

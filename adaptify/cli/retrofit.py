@@ -129,14 +129,17 @@ def retrofit(
         max_drop=max_drop, budget=max_macs, by_hand=thresholds, confidence=confidence, rule=rule
     )
     settings = parse_overrides(words)
-    if resume and first is not None and (Path(first) / "stages.json").is_file():
-        _work_in_stages(Path(first), None, False, console)
-        return
     if resume:
-        from adaptify.cli.resuming import find
+        from adaptify.cli.resuming import find, find_staged, refuse
 
-        refused = {"--recipe": recipe, "--output": output, "--force": force, "--dry-run": dry_run}
-        unfinished = find("retrofit", first, refused)
+        refuse({"--recipe": recipe, "--output": output, "--force": force, "--dry-run": dry_run})
+        staged = find_staged(first)
+        if staged is not None:
+            asked = {**options, **request, **settings, **values.given({"method": method})}
+            refuse({key: key != "model.trust_pickle" for key in asked})
+            _work_in_stages(_stopped(staged, options), None, False, console)
+            return
+        unfinished = find("retrofit", first)
         options |= _target(request)
         unfinished.check_settings(options | values.given({"method": method}), settings)
         values.check_consent(unfinished.recipe.model, {**options, **settings})
@@ -155,6 +158,7 @@ def retrofit(
         asked = options | _target(request) | values.given({"method": method})
         stages = read_stages(found, asked, settings)
         if stages is not None:
+            _check_consent(stages, {**options, **settings})
             _work_in_stages(stages, output, force, console, dry_run=dry_run)
             return
     resolved = resolve(method, file=found, options=options | _target(request), overrides=settings)
@@ -184,6 +188,22 @@ def _check_complete(settings: Mapping[str, Any], recipe: Path | None) -> None:
             "no data to train the gates on",
             "Say which images: --data FOLDER, cifar10:FOLDER, digits, or fake:N for a trial.",
         )
+
+
+def _check_consent(stages: Stages, said: Mapping[str, Any]) -> None:
+    from adaptify.cli import values
+
+    for stage in stages.resolved():
+        if stage.recipe is not None:
+            values.check_consent(stage.recipe.model, said)
+
+
+def _stopped(path: Path, said: Mapping[str, Any]) -> Path:
+    """A run of several stages that may go on: what it runs is agreed to."""
+    from adaptify.pipeline.staged import read_stopped
+
+    _check_consent(read_stopped(path), said)
+    return path
 
 
 def _show_plan(recipe: Settings, console: Console) -> None:

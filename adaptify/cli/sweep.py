@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -72,7 +73,11 @@ def sweep(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a sweep: what is done is not run again.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with a sweep, the newest unless one is named: what is done is not run again.",
+        ),
     ] = False,
     dry_run: DryRun = False,
     json: Json = False,
@@ -117,12 +122,13 @@ def sweep(
         **values.given({"run.batch_size": batch_size, "run.device": device, "run.seed": seed}),
     }
     if resume:
-        if first is None or overrides or len(options) > 1 or output is not None or dry_run:
+        beside = options.keys() - {"model.checkpoint", "model.trust_pickle"}
+        if beside or overrides or output is not None or dry_run:
             raise UsageError(
                 "--resume takes the folder of a sweep, and nothing else: it goes on as it began",
-                "Write: adaptify sweep --resume sweeps/NAME.",
+                "Write: adaptify sweep --resume, or adaptify sweep --resume sweeps/NAME.",
             )
-        _work(Path(first), console)
+        _go_on(first, options, console)
         return
     if first is None and "model.checkpoint" not in overrides:
         raise UsageError("no checkpoint to sweep over", "Name one: adaptify sweep CKPT --data FOLDER.")
@@ -139,6 +145,16 @@ def sweep(
         _show_plan(points, console)
     else:
         _work(new_sweep(points, output=output), console)
+
+
+def _go_on(named: str | None, options: Mapping[str, Any], console: Console) -> None:
+    from adaptify.cli import values
+    from adaptify.pipeline.sweep import newest_stopped, read_points
+
+    path = Path(named) if named is not None else newest_stopped()
+    for point in read_points(path):
+        values.check_consent(point.recipe.model, options)
+    _work(path, console)
 
 
 def _show_plan(points: tuple[Point, ...], console: Console) -> None:

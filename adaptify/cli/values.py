@@ -261,13 +261,12 @@ def check_consent(model: ModelSection, said: Mapping[str, Any]) -> None:
     Raises:
         UsageError: The recipe asks to run code, and the command line does not.
     """
-    from adaptify.models.registry import is_public_name
+    from adaptify.models.registry import is_user_code
 
     trusted = bool(said.get("model.trust_pickle"))
-    named = model.arch is not None and ":" in model.arch and not is_public_name(model.arch)
     if model.trust_pickle and not trusted:
         asked = f"trusts the code that {model.checkpoint} names"
-    elif named and not trusted and "model.arch" not in said:
+    elif is_user_code(model.arch) and not trusted and "model.arch" not in said:
         asked = f"builds the network by {model.arch}, which runs that code"
     else:
         return

@@ -171,6 +171,11 @@ def is_public_name(text: str) -> bool:
     return bool(colon) and prefix in SOURCES
 
 
+def is_user_code(arch: str | None) -> bool:
+    """Whether a network is built by a callable of the user (`package.module:callable`), which is run then."""
+    return arch is not None and ":" in arch and not is_public_name(arch)
+
+
 def names() -> tuple[str, ...]:
     """All public names with their prefixes. Imports timm where it is installed."""
     return tuple(f"{source.prefix}:{name}" for source in SOURCES.values() for name in source.names())

@@ -121,13 +121,22 @@ def is_unfinished(folder: Path) -> bool:
 
 def is_left(folder: Path) -> bool:
     """Whether `folder` is an unfinished run that no process is filling."""
-    if not is_unfinished(folder):
-        return False
+    return is_unfinished(folder) and is_free(folder)
+
+
+def is_free(folder: Path) -> bool:
+    """Whether no process is filling `folder`."""
     try:
         with locked(folder):
             return True
     except UsageError:
         return False
+
+
+def last_written(folder: Path) -> tuple[int, str]:
+    """When a file in `folder`, or in one within it, was last written, and its name: an order by age."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return max((path.stat().st_mtime_ns for path in files), default=0), folder.name
 
 
 def left_behind(final: Path) -> list[Path]:

@@ -12,12 +12,13 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
+from adaptify.bounds import brief, parse_json, read_text
 from adaptify.errors import UsageError
 from adaptify.files import write_text
+from adaptify.models.registry import is_user_code
 from adaptify.pipeline import folder
 from adaptify.pipeline.calibrate import calibrate
 from adaptify.pipeline.part_run import Within, run_part
@@ -46,7 +47,7 @@ class Staged:
 def run_stages(
     stages: Stages, *, output: Path | None = None, force: bool = False, progress: Progress = SILENT
 ) -> Staged:
-    """Carry out all stages, in a new folder.
+    """Carry out all stages, in a new folder; what `force` replaces is kept beside it until all are done.
 
     Args:
         stages: The recipe.
@@ -59,9 +60,11 @@ def run_stages(
     """
     stages.resolved()
     folder.check_output(output, force=force)
-    if output is not None and force and output.exists():
-        shutil.rmtree(output)
     path = output or _next_folder(stages)
+    if path.exists():
+        old = _replaced(path)
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
     path.mkdir(parents=True)
     value = {
         "format": _FORMAT,
@@ -80,29 +83,78 @@ def go_on(path: Path, *, progress: Progress = SILENT) -> Staged:
         UsageError: There is nothing left to do, or `stages.json` is damaged.
         AdaptifyError: As each stage does.
     """
+    stages = read_stopped(path)
+    with folder.locked(path):
+        try:
+            done = _carry_out(stages, path, progress)
+        except BaseException:
+            _leave(path, progress)
+            raise
+        shutil.rmtree(_replaced(path), ignore_errors=True)
+        return done
+
+
+def read_stopped(path: Path) -> Stages:
+    """Read what a run that was stopped is to do.
+
+    Raises:
+        UsageError: There is nothing left to do, or `stages.json` is damaged.
+    """
     stages = _read(path)
     if (path / folder.REPORT).is_file():
         raise UsageError(f"{path} is finished", "There is nothing left to do; look at it: adaptify report.")
-    with folder.locked(path):
-        try:
-            return _carry_out(stages, path, progress)
-        except BaseException:
-            progress.note(f"unfinished: {path}\n  to go on: adaptify retrofit --resume {path}")
-            raise
+    return stages
+
+
+def newest_stopped(runs: Path = folder.RUNS) -> Path | None:
+    """Return the newest run of several stages that was stopped; None if one of a single stage is newer."""
+    entries = list(runs.iterdir()) if runs.is_dir() else []
+    staged = [entry for entry in entries if _is_stopped(entry)]
+    single = [entry for entry in entries if folder.is_left(entry)]
+    newest = max(staged + single, key=folder.last_written, default=None)
+    return newest if newest in staged else None
+
+
+def _is_stopped(path: Path) -> bool:
+    if not (path / INDEX).is_file() or (path / folder.REPORT).is_file() or path.name.startswith("."):
+        return False
+    return folder.is_free(path)
+
+
+def _replaced(path: Path) -> Path:
+    """Where the run is that `path` is to replace. The new one needs the name: its recipes hold it."""
+    return path.parent / f".{path.name}.old"
+
+
+def _leave(path: Path, progress: Progress) -> None:
+    """Keep what stages did; where there is nothing yet, what was to be replaced has its name again."""
+    old = _replaced(path)
+    if not any((path / PARTS).glob("*")):
+        shutil.rmtree(path)
+        if old.exists():
+            old.rename(path)
+        return
+    kept = f"\n  what it replaces is kept until then: {old}" if old.exists() else ""
+    progress.note(f"unfinished: {path}\n  to go on: adaptify retrofit --resume {path}{kept}")
 
 
 def _carry_out(stages: Stages, path: Path, progress: Progress) -> Staged:
     rows: list[Stage] = []
     previous: Path | None = None
     report: Report | None = None
-    for number, step in enumerate(stages.resolved(), 1):
+    steps = stages.resolved()
+    first = steps[0].recipe
+    assert first is not None
+    # What a stage left may run the code that the recipe's own network may run, and no other.
+    trusted = first.model.trust_pickle or is_user_code(first.model.arch)
+    for number, step in enumerate(steps, 1):
         target = path / PARTS / f"{number}-{step.command}"
         told = Within(progress, f"stage {number} ({step.command})")
         if (target / folder.REPORT).is_file():
             told.note("done before")
         else:
             told.note("begins")
-            _work(step, target, previous, told)
+            _work(step, target, previous, told, trust_code=trusted)
         report = read_report(target / folder.REPORT)
         place = target.relative_to(path).as_posix()
         rows.append(
@@ -122,32 +174,32 @@ def _carry_out(stages: Stages, path: Path, progress: Progress) -> Staged:
     return Staged(path, whole)
 
 
-def _work(step: Step, target: Path, previous: Path | None, progress: Progress) -> None:
+def _work(step: Step, target: Path, previous: Path | None, progress: Progress, *, trust_code: bool) -> None:
     """Do one stage, or what is left of it, in the folder `target`."""
     if step.recipe is None:
         assert previous is not None
-        _choose(step, target, previous, progress)
+        _choose(step, target, previous, progress, trust_code=trust_code)
         return
-    recipe = step.recipe if previous is None else _on(step.recipe, previous)
+    recipe = step.recipe if previous is None else _on(step.recipe, previous, trust_code=trust_code)
     run_part("prune" if step.command == "prune" else "retrofit", recipe, target, progress)
 
 
-def _choose(step: Step, target: Path, previous: Path, progress: Progress) -> None:
+def _choose(step: Step, target: Path, previous: Path, progress: Progress, *, trust_code: bool) -> None:
     """Copy the run of the stage before, and choose its operating point again."""
     work = target.with_name(f".{target.name}.part")
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(previous, work)
     try:
-        calibrate(work, step.request, trust_code=True, progress=progress)
+        calibrate(work, step.request, trust_code=trust_code, progress=progress)
         work.rename(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _on(recipe: Recipe, previous: Path) -> Recipe:
-    """The recipe with the network of the stage before; its code was trusted when that was made."""
+def _on(recipe: Recipe, previous: Path, *, trust_code: bool) -> Recipe:
+    """The recipe with the network of the stage before."""
     made = recipe.model.model_copy(
-        update={"checkpoint": str(previous), "arch": None, "arch_kwargs": {}, "trust_pickle": True}
+        update={"checkpoint": str(previous), "arch": None, "arch_kwargs": {}, "trust_pickle": trust_code}
     )
     return recipe.model_copy(update={"model": made})
 
@@ -172,7 +224,7 @@ def _link(source: Path, target: Path) -> None:
 def _read(path: Path) -> Stages:
     file = path / INDEX
     try:
-        value: Any = json.loads(file.read_text(encoding="utf-8"))
+        value = parse_json(read_text(file))
         version = value.get("version")
         if isinstance(version, int) and version > _VERSION:
             raise UsageError(
@@ -180,4 +232,4 @@ def _read(path: Path) -> Stages:
             )
         return Stages.model_validate(value["recipe"])
     except (OSError, ValueError, AttributeError, KeyError, TypeError, ValidationError) as error:
-        raise UsageError(f"{file} is damaged: {str(error).splitlines()[0]}", "Start anew.") from error
+        raise UsageError(f"{file} is damaged: {brief(error)}", "Start anew.") from error

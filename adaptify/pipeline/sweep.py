@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from adaptify.bounds import brief, parse_json, read_text
 from adaptify.errors import AdaptifyError, TargetError, UsageError
 from adaptify.files import write_text
 from adaptify.methods import JudgingMethod, find_method, method_names
@@ -127,6 +128,28 @@ def new_sweep(points: Sequence[Point], *, output: Path | None = None) -> Path:
     return path
 
 
+def newest_stopped(sweeps: Path = SWEEPS) -> Path:
+    """Return the newest sweep that was stopped.
+
+    Raises:
+        UsageError: There is none.
+    """
+    entries = sweeps.iterdir() if sweeps.is_dir() else ()
+    found = [
+        entry
+        for entry in entries
+        if (entry / INDEX).is_file()
+        and folder.is_free(entry)
+        and any(point.status == "open" for point in read_points(entry))
+    ]
+    if not found:
+        raise UsageError(
+            f"no unfinished sweep in {sweeps}/",
+            "Name the folder of one: adaptify sweep --resume FOLDER; what failed is tried again then.",
+        )
+    return max(found, key=folder.last_written)
+
+
 def run_sweep(path: Path, *, progress: Progress = SILENT) -> Sweep:
     """Run all points of a sweep that are not done yet, and put what came of them side by side.
 
@@ -140,7 +163,7 @@ def run_sweep(path: Path, *, progress: Progress = SILENT) -> Sweep:
         UsageError: The folder is no sweep, or another process is filling it.
         TargetError: Every point failed.
     """
-    points = list(_read(path))
+    points = list(read_points(path))
     with folder.locked(path):
         try:
             for index, point in enumerate(points):
@@ -219,12 +242,17 @@ def _write(path: Path, points: Sequence[Point], front: Sequence[FrontPoint] = ()
     write_text(path / INDEX, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def _read(path: Path) -> tuple[Point, ...]:
+def read_points(path: Path) -> tuple[Point, ...]:
+    """Read what a sweep is to do, and what came of it.
+
+    Raises:
+        UsageError: The folder is no sweep, or its `sweep.json` is damaged.
+    """
     file = path / INDEX
     if not file.is_file():
         raise UsageError(f"{path} is no sweep: it has no {INDEX}", "Name the folder of one, as in sweeps/.")
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = parse_json(read_text(file))
         version = value.get("version")
         if isinstance(version, int) and version > _VERSION:
             raise UsageError(
@@ -232,7 +260,7 @@ def _read(path: Path) -> tuple[Point, ...]:
             )
         return tuple(_point(item) for item in value["points"])
     except (OSError, ValueError, AttributeError, KeyError, TypeError, ValidationError) as error:
-        raise UsageError(f"{file} is damaged: {str(error).splitlines()[0]}", "Start anew.") from error
+        raise UsageError(f"{file} is damaged: {brief(error)}", "Start anew.") from error
 
 
 def _point(item: Mapping[str, Any]) -> Point:

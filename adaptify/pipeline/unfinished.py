@@ -163,7 +163,11 @@ def find_unfinished(given: Path | None, command: Command, runs: Path = folder.RU
     """
     if given is None:
         entries = list(runs.iterdir()) if runs.is_dir() else []
-        found = [read_unfinished(entry) for entry in sorted(entries, key=_time) if folder.is_left(entry)]
+        found = [
+            read_unfinished(entry)
+            for entry in sorted(entries, key=folder.last_written)
+            if folder.is_left(entry)
+        ]
         found = [run for run in found if run.beginning.command == command]
         if not found:
             raise UsageError(
@@ -173,7 +177,7 @@ def find_unfinished(given: Path | None, command: Command, runs: Path = folder.RU
             )
         return found[-1]
     for path in (given, runs / given):
-        left = sorted(folder.left_behind(path), key=_time)
+        left = sorted(folder.left_behind(path), key=folder.last_written)
         if (path / folder.UNFINISHED).is_file() and not (left or _is_finished(path)):
             left = [path]
         if left:
@@ -287,12 +291,6 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _is_finished(path: Path) -> bool:
     return not path.name.startswith(".") and (path / folder.REPORT).is_file()
-
-
-def _time(path: Path) -> tuple[int, str]:
-    """When something was last trained in a folder."""
-    files = [path / folder.UNFINISHED, *(path / folder.STATES).rglob("*.safetensors")]
-    return max((file.stat().st_mtime_ns for file in files if file.is_file()), default=0), path.name
 
 
 def read_unfinished(path: Path) -> Unfinished:

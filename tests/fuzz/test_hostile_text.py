@@ -95,6 +95,43 @@ def test_a_recipe_cannot_ask_to_run_code(
     assert not Path("executed").exists()
 
 
+@pytest.mark.parametrize("kind", ["recipe of stages", "stopped stages", "stopped sweep"])
+@pytest.mark.parametrize("section", [{"arch": "os:system"}, {"trust_pickle": True}])
+def test_recipes_of_several_runs_cannot_ask_to_run_code(
+    kind: str,
+    section: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("weights.pth").write_bytes(samples.checkpoints()[0])
+    if "arch" in section:
+        section = {**section, "arch_kwargs": {"command": "touch executed"}}
+    shared = {"model": {"checkpoint": "weights.pth", **section}, "data": {"source": "digits"}}
+    stages = {**shared, "stages": [{"command": "retrofit", "method": "dgate"}]}
+    run = tmp_path / "from_others"
+    run.mkdir()
+    if kind == "recipe of stages":
+        (run / "bad.yaml").write_text(json.dumps(stages))
+        command = ["retrofit", "--recipe", str(run / "bad.yaml")]
+    elif kind == "stopped stages":
+        (run / "stages.json").write_text(json.dumps({"version": 1, "recipe": stages}))
+        command = ["retrofit", "--resume", str(run)]
+    else:
+        point = {"name": "a", "command": "retrofit", "status": "open", "error": ""}
+        value = {"version": 1, "points": [{**point, "recipe": {"method": "dgate", **shared}}]}
+        (run / "sweep.json").write_text(json.dumps(value))
+        command = ["sweep", "--resume", str(run)]
+    before = sorted(run.iterdir())
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "the recipe " in said
+    assert "--trust-code" in said
+    assert sorted(run.iterdir()) == before
+    assert not Path("executed").exists()
+
+
 def deep(value: dict[str, Any]) -> str:
     return json.dumps(value | {"notes": ["@deep@"]}).replace('"@deep@"', "[" * 50_000 + "]" * 50_000)
 

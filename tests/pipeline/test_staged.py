@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from adaptify.errors import RecipeError, TargetError, UsageError
 from adaptify.models.registry import resolve as resolve_architecture
 from adaptify.pipeline import part_run
 from adaptify.pipeline.calibrate import calibrate
-from adaptify.pipeline.staged import Staged, go_on, run_stages
+from adaptify.pipeline.staged import Staged, go_on, newest_stopped, run_stages
 from adaptify.recipe_library import find_recipe, list_recipes
 from adaptify.reports.html import render_html
 from adaptify.reports.schema import read_report
@@ -110,6 +111,55 @@ def test_a_run_that_was_stopped_goes_on_behind_what_is_done(
     ]
     with pytest.raises(UsageError, match="is finished"):
         go_on(run)
+
+
+def test_what_is_replaced_is_kept_until_all_stages_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*given: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    run, stages = tmp_path / "run", quick(tmp_path)
+    run.mkdir()
+    (run / "report.json").write_text("the old one")
+    with monkeypatch.context() as patch:
+        patch.setattr(part_run, "prune", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_stages(stages, output=run, force=True)
+    # Nothing was done: all is as it was.
+    assert [path.name for path in run.iterdir()] == ["report.json"]
+    assert (run / "report.json").read_text() == "the old one"
+    assert not (tmp_path / ".run.old").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(part_run, "retrofit", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_stages(stages, output=run, force=True)
+    assert (tmp_path / ".run.old" / "report.json").read_text() == "the old one"
+    assert [path.name for path in (run / "stages").iterdir()] == ["1-prune"]
+    assert main(["retrofit", "--resume", str(run), "--max-drop", "1"]) == 2
+    assert "max_drop does not go with --resume" in capsys.readouterr().err
+    assert main(["retrofit", "--resume", str(run)]) == 0
+    assert len(read_report(run / "report.json").stages) == 3
+    assert not (tmp_path / ".run.old").exists()
+
+
+def test_the_newest_that_was_stopped_is_found(tmp_path: Path) -> None:
+    def written(name: str, at: int) -> None:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+        os.utime(path, ns=(at, at))
+
+    assert newest_stopped(tmp_path / "nowhere") is None
+    written("a-stages-001/stages.json", 3)
+    written("a-stages-001/report.json", 3)  # finished
+    assert newest_stopped(tmp_path) is None
+    written("a-stages-002/stages.json", 2)
+    assert newest_stopped(tmp_path) == tmp_path / "a-stages-002"
+    written("b.unfinished/unfinished.json", 1)
+    assert newest_stopped(tmp_path) == tmp_path / "a-stages-002"
+    written("c.unfinished/unfinished.json", 4)
+    assert newest_stopped(tmp_path) is None  # it is that of a single stage
 
 
 def test_a_stage_that_fails_leaves_the_ones_before(tmp_path: Path) -> None:

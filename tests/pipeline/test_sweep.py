@@ -14,7 +14,7 @@ from adaptify.cli.main import main
 from adaptify.errors import TargetError, UsageError
 from adaptify.models.registry import resolve as resolve_architecture
 from adaptify.pipeline import part_run
-from adaptify.pipeline.sweep import Point, Sweep, new_sweep, plan_points, run_sweep
+from adaptify.pipeline.sweep import Point, Sweep, new_sweep, newest_stopped, plan_points, run_sweep
 from adaptify.reports.pareto import FrontPoint, pareto_front
 
 QUICK = {
@@ -107,7 +107,10 @@ def test_what_is_done_is_not_run_again(
     folder = new_sweep(points_on(checkpoint, ["importance"], [0.5, 0.7]), output=tmp_path / "sweep")
     with pytest.raises(KeyboardInterrupt):
         run_sweep(folder)
+    assert newest_stopped(tmp_path) == folder
     found = run_sweep(folder)
+    with pytest.raises(UsageError, match="no unfinished sweep"):
+        newest_stopped(tmp_path)
     assert seen == ["importance-0.5", "importance-0.7", "importance-0.7"]
     assert [point.status for point in found.points] == ["done", "done"]
     with pytest.raises(UsageError, match="is there already"):
