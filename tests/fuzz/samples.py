@@ -33,7 +33,7 @@ from adaptify.training.objective import Classification
 from adaptify.training.state import States, TrainingState
 
 # The reports that the tests of that room are about.
-sys.path.append(str(Path(__file__).parents[1] / "report"))
+sys.path.append(str(Path(__file__).parents[1] / "reports"))
 
 from exits_sample import jointly_trained
 from gating_sample import gated_report
