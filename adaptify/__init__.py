@@ -16,9 +16,8 @@ from adaptify.version import VERSION
 
 if TYPE_CHECKING:
     from adaptify.api.run import Run, save
-    from adaptify.api.use import calibrate, evaluate, export, report
+    from adaptify.api.use import calibrate, evaluate, export, load, report
     from adaptify.api.work import place, prune, retrofit
-    from adaptify.artifact import load
     from adaptify.runtime.adaptive import AdaptiveModel
     from adaptify.runtime.gated import GatedModel
     from adaptify.runtime.optimize import optimize
@@ -32,7 +31,7 @@ _LAZY = {
     "calibrate": "adaptify.api.use",
     "evaluate": "adaptify.api.use",
     "export": "adaptify.api.use",
-    "load": "adaptify.artifact",
+    "load": "adaptify.api.use",
     "optimize": "adaptify.runtime.optimize",
     "place": "adaptify.api.work",
     "prune": "adaptify.api.work",

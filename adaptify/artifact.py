@@ -159,10 +159,24 @@ def _read(source: Path) -> tuple[Plan, dict[str, Tensor]]:
 
 
 def _unreadable(source: Path, error: Exception) -> ModelError:
+    if _is_of_torch_save(source):
+        return ModelError(
+            f"{source} is a checkpoint of torch.save, and not what adaptify made of one",
+            f"Make that first: adaptify retrofit {source} --data FOLDER, or adaptify prune.",
+        )
     return ModelError(
         f"{source} is not a readable safetensors file: {brief(error)}",
         "The file is damaged: copy it again, or make the run again.",
     )
+
+
+def _is_of_torch_save(source: Path) -> bool:
+    """Whether the file begins as archives and pickles do."""
+    try:
+        with source.open("rb") as file:
+            return file.read(4) in (b"PK\x03\x04", b"\x80\x02\x8a\n")
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -211,7 +225,13 @@ def artifact_path(path: str | os.PathLike[str]) -> Path:
 def _verify(model: Adapted, written: dict[str, Tensor], path: Path) -> None:
     """Contract: reload = saved, bit for bit."""
     plan, tensors = _read(path)
-    again = build(plan, tensors, Architecture.from_json(plan.architecture))
+    try:
+        again = build(plan, tensors, Architecture.from_json(plan.architecture))
+    except ModelError as error:
+        raise UsageError(
+            f"this network is not what its plan says ({error.message}): once optimized, it is only to be run",
+            "Save the network that it was made of: adaptify.load(path) without for_inference.",
+        ) from error
     same = all(torch.equal(again.state_dict()[name], tensor) for name, tensor in written.items())
     if not same or again.policy_json() != model.policy_json():
         raise TargetError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaptify.assembly import reshape
+from adaptify.assembly import Adapted, reshape
 from adaptify.errors import ModelError, TargetError
 from adaptify.graph.channel_cost import ChannelCost
 from adaptify.graph.channels import Channels, find_channels
@@ -18,6 +18,7 @@ from adaptify.graph.removal_plan import keep_to_json
 from adaptify.graph.selection import TOLERANCE, select_channels
 from adaptify.graph.trace import Traced
 from adaptify.plan import RemoveBlocks, RemoveChannels, Step
+from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.gated import GatedModel
 
 _UNGATED = 1e9  # log-odds of channels that no gate closes
@@ -135,3 +136,31 @@ def _meets(macs: int, total: int, target: float) -> bool:
 
 def _is_rounded(channels: Channels, keep: dict[str, Tensor], round_to: int) -> bool:
     return all(int(mask.sum()) % channels.by_name[name].chunk(round_to) == 0 for name, mask in keep.items())
+
+
+def static_network(model: Adapted) -> Traced | None:
+    """Return the network of a model that computes the same for every sample; None for others.
+
+    Gates that look at nothing are frozen: what they close is removed.
+
+    Raises:
+        ModelError: What gates close cannot be removed.
+    """
+    if isinstance(model, AdaptiveModel):
+        return None if model.exits else model.backbone()
+    if model.policy.draws:
+        return None
+    # Where saliences are all at 1 is not known before an image is seen.
+    if model.policy.variants() and model.policy == model.policy.variants().get("always-on"):
+        return model.backbone()
+    return None if model.per_sample else freeze(model).traced
+
+
+def without_fixed_gates(model: Adapted) -> Adapted:
+    """Return `model` without gates that are the same for all samples: what they close is removed.
+
+    Raises:
+        ModelError: It cannot be removed.
+    """
+    network = static_network(model)
+    return model if network is None else AdaptiveModel(network).eval()

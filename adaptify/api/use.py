@@ -1,14 +1,15 @@
-"""Working with networks that are made: `calibrate`, `evaluate`, `export`, `report`."""
+"""Working with networks that are made: `load`, `calibrate`, `evaluate`, `export`, `report`."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, overload
 
 from torch import nn
 
+from adaptify import artifact
 from adaptify.api.inputs import AnyData, AnyModel, Images, open_test, request_of
 from adaptify.api.page import Page
 from adaptify.api.run import Run
@@ -16,6 +17,7 @@ from adaptify.assembly import Adapted
 from adaptify.data.identity import fingerprint
 from adaptify.errors import UsageError
 from adaptify.exports.write import SUFFIXES, Format, Options
+from adaptify.freeze import without_fixed_gates
 from adaptify.pipeline import calibrate as calibrating
 from adaptify.pipeline import folder
 from adaptify.pipeline.calibration import calibrate_model
@@ -32,9 +34,48 @@ from adaptify.runtime.device import pick_device
 from adaptify.runtime.gate_policy import Policy
 from adaptify.runtime.gated import GatedModel
 from adaptify.runtime.optimize import optimize
+from adaptify.runtime.skipping.model import SkippingModel
 from adaptify.training.observe import observe_exits
 
 Calibratable = TypeVar("Calibratable", Run, AdaptiveModel, GatedModel)
+
+
+@overload
+def load(
+    path: str | os.PathLike[str],
+    *,
+    for_inference: Literal[False] = ...,
+    device: str = ...,
+    trust_code: bool = ...,
+) -> Adapted: ...
+@overload
+def load(
+    path: str | os.PathLike[str], *, for_inference: Literal[True], device: str = ..., trust_code: bool = ...
+) -> AdaptiveModel | SkippingModel: ...
+def load(
+    path: str | os.PathLike[str],
+    *,
+    for_inference: bool = False,
+    device: str = "cpu",
+    trust_code: bool = False,
+) -> Adapted | SkippingModel:
+    """Make the network of an artifact again: an `nn.Module` in evaluation mode.
+
+    Args:
+        path: The `.safetensors` file, or a run folder.
+        for_inference: Whether it is only to be run: then it comes in the fastest form known on this machine
+            (see `optimize`), and cannot be trained or saved. Otherwise it has the parameter names of the
+            checkpoint.
+        device: auto, cpu, cuda or cuda:N.
+        trust_code: Whether a network built by your own code may be loaded, which imports that code.
+
+    Raises:
+        UsageError: There is no such file or device.
+        ModelError: The file is damaged, is no artifact, or needs code that is not trusted.
+    """
+    where = pick_device(device)
+    model = artifact.load(path, trust_code=trust_code)
+    return optimize(without_fixed_gates(model), where) if for_inference else model.to(where)
 
 
 def calibrate(

@@ -19,8 +19,9 @@ from adaptify.assembly import Adapted
 from adaptify.errors import AdaptifyError, UsageError, did_you_mean
 from adaptify.exports import onnx_file
 from adaptify.exports.facts import describe
-from adaptify.exports.portable import make_portable, static_network
+from adaptify.exports.portable import make_portable
 from adaptify.exports.program import Program
+from adaptify.freeze import static_network
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.fast import FAST, PLAIN, Form, fast_form
 from adaptify.runtime.gated import GatedModel
@@ -63,12 +64,6 @@ def runner(name: str, model: Adapted, device: torch.device, images: Tensor) -> R
         first = (str(error).strip().splitlines() or [""])[0]
         raise UnavailableError(f"{type(error).__name__}: {first[:200]}") from error
     return run
-
-
-def without_fixed_gates(model: Adapted) -> Adapted:
-    """The network without gates that are the same for all samples: what they close is removed."""
-    network = static_network(model)
-    return model if network is None else AdaptiveModel(network).eval()
 
 
 def _check(found: Tensor, wanted: Tensor) -> None:

@@ -14,7 +14,6 @@ from adaptify.exports.exits import BranchingExits, CompactExits
 from adaptify.exports.gates import OUTPUTS as GATE_OUTPUTS
 from adaptify.exports.gates import GatedGraph
 from adaptify.exports.program import Program, inference_form
-from adaptify.freeze import freeze
 from adaptify.graph.trace import Traced
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.gated import GatedModel
@@ -53,24 +52,6 @@ class _Plain(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor]:
         """Map (N, C, H, W) to logits (N, M), as a tuple of one."""
         return (self._program[0](images),)
-
-
-def static_network(model: Adapted) -> Traced | None:
-    """Return the network of a model that computes the same for every sample; None for others.
-
-    Gates that look at nothing are frozen: what they close is removed.
-
-    Raises:
-        ModelError: What gates close cannot be removed.
-    """
-    if isinstance(model, AdaptiveModel):
-        return None if model.exits else model.backbone()
-    if model.policy.draws:
-        return None
-    # Where saliences are all at 1 is not known before an image is seen.
-    if model.policy.variants() and model.policy == model.policy.variants().get("always-on"):
-        return model.backbone()
-    return None if model.per_sample else freeze(model).traced
 
 
 def make_portable(model: Adapted, network: Traced | None, control_flow: ControlFlow = "compact") -> Portable:

@@ -12,9 +12,10 @@ from adaptify.errors import UsageError
 from adaptify.exports import onnx_file, pt2_file, python_file, tensor_file
 from adaptify.exports.check import Checked, check
 from adaptify.exports.facts import describe
-from adaptify.exports.portable import ControlFlow, Portable, make_portable, static_network
+from adaptify.exports.portable import ControlFlow, Portable, make_portable
 from adaptify.exports.reference import Reference
 from adaptify.files import atomic_write_all
+from adaptify.freeze import static_network
 from adaptify.graph.trace import Traced
 
 Format = Literal["onnx", "pt2", "safetensors", "python"]

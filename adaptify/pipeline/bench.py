@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from adaptify.assembly import Adapted
-from adaptify.bench.backends import check_names, without_fixed_gates
+from adaptify.bench.backends import check_names
 from adaptify.bench.measure import ORIGINAL, RESULT, Measured, Settings, measure
 from adaptify.data import Data
 from adaptify.environment import describe_environment
 from adaptify.errors import UsageError
+from adaptify.freeze import without_fixed_gates
 from adaptify.graph.trace import trace
 from adaptify.input_spec import InputSpec
 from adaptify.models.registry import Architecture

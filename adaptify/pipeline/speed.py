@@ -16,11 +16,11 @@ from torch import Tensor
 
 from adaptify import artifact
 from adaptify.assembly import Adapted
-from adaptify.bench.backends import without_fixed_gates
 from adaptify.bench.split import Spent
 from adaptify.data import Split
 from adaptify.environment import describe_environment
 from adaptify.errors import AdaptifyError, UsageError
+from adaptify.freeze import without_fixed_gates
 from adaptify.models.registry import Architecture
 from adaptify.parallel import group
 from adaptify.pipeline import folder

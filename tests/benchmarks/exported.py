@@ -25,7 +25,8 @@ from torch import Tensor
 from adaptify.assembly import Adapted
 from adaptify.exports import onnx_file
 from adaptify.exports.facts import describe
-from adaptify.exports.portable import ControlFlow, make_portable, static_network
+from adaptify.exports.portable import ControlFlow, make_portable
+from adaptify.freeze import static_network
 from adaptify.gates.mask_net import MaskNet
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.gated import GatedModel

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from adaptify.errors import TargetError, UsageError
 from adaptify.exports.facts import KEY
-from adaptify.exports.portable import static_network
 from adaptify.exports.python_file import python_code
 from adaptify.exports.python_layers import constructor, indices
 from adaptify.exports.reference import observe
 from adaptify.exports.tensor_file import open_network, write_network
 from adaptify.exports.write import Options, prepare, write
+from adaptify.freeze import static_network
 from adaptify.graph.trace import Traced, trace
 from adaptify.runtime.adaptive import AdaptiveModel
 
