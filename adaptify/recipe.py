@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -367,7 +367,7 @@ def _explain(error: ValidationError, schema: type[Recipe], places: Mapping[_Path
         split = [known.split(".") for known in keys]
         siblings = dict.fromkeys(".".join(k[:level]) for k in split if k[: level - 1] == list(path[:-1]))
         return RecipeError(
-            f"{where}{brief(key)}: unknown key{did_you_mean(key[:100], siblings or keys)}",
+            f"{where}{brief(key)}: unknown key{_meant(key[:100], siblings, keys)}",
             f"There are: {', '.join(siblings or keys)}.",
         )
     if first["type"] == "missing":
@@ -379,7 +379,13 @@ def _explain(error: ValidationError, schema: type[Recipe], places: Mapping[_Path
     given = f", got {brief(repr(first['input']))}" if first["loc"] and first["type"] != "value_error" else ""
     is_list = isinstance(first["input"], str) and "," in first["input"]
     hint = f"If it is to be a list, write '{key}=[{first['input']}]'." if is_list else "Correct the value."
-    return RecipeError(f"{where}{brief(key)}: {message[:1].lower()}{brief(message[1:])}{given}", hint)
+    return RecipeError(f"{where}{brief(key)}: {brief(message[:1].lower() + message[1:])}{given}", hint)
+
+
+def _meant(key: str, siblings: Collection[str], keys: Collection[str]) -> str:
+    """The key that was meant: one beside it, or one of a section that was left out (`epochs=3`)."""
+    within = [known for known in keys if known.rpartition(".")[2] == key]
+    return did_you_mean(key, siblings or keys) or (f"; did you mean '{within[0]}'?" if within else "")
 
 
 # The one required key of each section.

@@ -55,7 +55,7 @@ def find_recipe(name_or_path: str | os.PathLike[str]) -> Path:
     if wanted not in names:
         raise RecipeError(
             f"there is no recipe '{path}'{did_you_mean(wanted, names)}",
-            f"Name a YAML file, or one that comes with adaptify: {', '.join(names)}.",
+            "Name a YAML file, or one that comes with adaptify: `adaptify recipes ls` lists them.",
         )
     return FOLDER / f"{wanted}{_SUFFIX}"
 

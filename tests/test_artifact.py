@@ -210,6 +210,15 @@ def test_plain_tensors_are_no_artifact(tmp_path: Path) -> None:
     assert "retrofit" in caught.value.hint
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_of_torch_is_not_called_damaged(zipped: bool, tmp_path: Path) -> None:
+    path = tmp_path / "resnet.pth"
+    torch.save({"fc.weight": torch.zeros(2)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ModelError, match=r"is a checkpoint of torch\.save") as caught:
+        adaptify.load(path)
+    assert "adaptify retrofit" in caught.value.hint
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no file"):
         adaptify.load(tmp_path / "nothing.safetensors")

@@ -87,7 +87,7 @@ def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
     assert caught.value.message == (
         "there is no recipe 'dgate/resnet56_cifar'; did you mean 'dgate/resnet56_cifar10'?"
     )
-    assert all(name in caught.value.hint for name in recipe_names())
+    assert "adaptify recipes ls" in caught.value.hint
 
 
 @pytest.mark.parametrize("path", ["missing.yaml", "../recipe", "dgate", "."])

@@ -101,9 +101,10 @@ def doubts(samples: int, request: Mapping[str, Any]) -> tuple[str, ...]:
     wrong = samples * float(request.get("max_drop") or 0) / 100
     if not 0 < wrong < _FEWEST:
         return ()
+    points = "1 point" if request["max_drop"] == 1 else f"{request['max_drop']:g} points"
     return (
-        f"{request['max_drop']:g} points of {samples} held-out samples are {wrong:.1f} samples: accuracy on "
-        "other data may drop by more; hold out more with --holdout",
+        f"{points} of {samples} held-out samples are {wrong:.1f} samples: accuracy on other data may drop by "
+        "more; hold out more with --holdout",
     )
 
 

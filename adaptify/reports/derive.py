@@ -44,13 +44,14 @@ def target(report: Report) -> Target | None:
     if report.exits:
         # A drop is what leaving early costs: a network that was trained with its exits is another one now.
         base = report.exits[-1].accuracy_all
+    trained = base != report.accuracies[0]
     drop, test_drop = calibration.base_accuracy - calibration.accuracy, base - now
     request = calibration.request
     if request.get("max_drop") is not None:
         allowed = float(request["max_drop"])
         promise = calibration.promise
         return Target(
-            f"lose at most {_points(allowed)} of accuracy",
+            f"lose at most {_points(allowed)} of accuracy{' by leaving early' if trained else ''}",
             _lost(drop),
             _lost(test_drop),
             100 * test_drop <= allowed + 1e-6,

@@ -63,7 +63,7 @@ def test_notes_are_about_the_choice_of_now(home: Path, cli: Cli) -> None:
 
     assert cli("calibrate", "--max-drop", "1").code == 0
     (first,) = doubts()
-    assert first.startswith("1 points of")
+    assert first.startswith("1 point of")
     assert cli("calibrate", "--max-drop", "2").code == 0
     (second,) = doubts()
     assert second.startswith("2 points of")

@@ -196,7 +196,7 @@ def test_a_dry_run_in_json(home: Path, cli: Cli) -> None:
         (["--holdout", "0"], 3, ["data.holdout", "greater than 0"]),
         (["train.lrr=1"], 3, ["train.lrr: unknown key; did you mean 'train.lr'?", "There are: train.epochs"]),
         (["trian.lr=1"], 3, ["trian: unknown key; did you mean 'train'?"]),
-        (["lr=1"], 3, ["lr: unknown key"]),
+        (["lr=1"], 3, ["lr: unknown key; did you mean 'train.lr'?"]),
         (["train.lr=fast"], 3, ["train.lr: input should be a valid number", "got 'fast'"]),
         (["train.lr.x=1"], 3, ["train.lr"]),
         (["other.pth"], 3, ["'other.pth' is no setting", "key=value"]),

@@ -80,6 +80,7 @@ def test_the_waterfall_stands_in_the_page(done: Staged) -> None:
     assert rows[-1].of_all == rows[-2].of_all
     page = render_html(done.report)
     assert "<h2>Stages</h2>" in page
+    assert f"After 3 stages, does its work with <b>{rows[-1].of_all} of the compute</b>" in page
     assert all(row.of_all in page for row in rows)
 
 
