@@ -39,15 +39,18 @@ class Console:
     def show(self, *renderables: RenderableType) -> None:
         """Print the result for people on stdout; nothing when stdout is JSON.
 
-        Tables and rich text are fitted to the terminal; plain strings are printed as they are.
+        Tables and rich text are fitted to the terminal; plain strings, and text that is not to wrap, are
+        printed as they are.
         """
         if self.json:
             return
         from rich.console import Console as RichConsole
+        from rich.text import Text
 
         console = RichConsole(highlight=False, markup=False, emoji=False)
         for renderable in renderables:
-            console.print(renderable, soft_wrap=isinstance(renderable, str))
+            whole = isinstance(renderable, str) or (isinstance(renderable, Text) and bool(renderable.no_wrap))
+            console.print(renderable, soft_wrap=whole)
 
     def data(self, value: Any) -> None:
         """Print the result for programs on stdout, if `--json` asked for it."""

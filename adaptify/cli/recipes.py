@@ -55,7 +55,8 @@ def ls(json: Json = False) -> None:
     console.data([asdict(row) for row in listed])
     for row in listed:
         # Lines of their own: side by side they would not fit a terminal.
-        console.show(Text.assemble((row.name, "bold"), f"  {row.method}, {row.model}"), f"  {row.summary}")
+        head = Text.assemble((row.name, "bold"), f"  {row.method}, {row.model}", no_wrap=True)
+        console.show(head, f"  {row.summary}")
     console.say("\nnext:\n  adaptify recipes show NAME\n  adaptify retrofit CKPT --recipe NAME --data FOLDER")
 
 

@@ -89,9 +89,6 @@ def test_each_budget_has_a_row(home: Path, cli: Cli) -> None:
     }
     assert (cheap["asked"], cheap["absolute"]) == (0.45, False)
     assert (middle["asked"], middle["absolute"]) == (pytest.approx(half, abs=1), True)
-    # The figures are those of the test images: they are near what the held-out ones had, and not the same.
-    assert cheap["kept"] == pytest.approx(0.45, abs=0.05)
-    assert middle["kept"] == pytest.approx(0.5, abs=0.05)
     assert cheap["macs"] == pytest.approx(cheap["kept"] * plain["base_macs"])
     frontier = artifact.read_plan(RUN).frontier
     assert frontier is not None
@@ -99,6 +96,8 @@ def test_each_budget_has_a_row(home: Path, cli: Cli) -> None:
         within = [p for p in frontier["points"] if p["macs"] <= limit * plain["base_macs"]]
         chosen = max(within, key=lambda point: (point["accuracy"], -point["macs"]))
         assert row["policy"]["thresholds"] == chosen["thresholds"]
+        # The figures are those of the test images: near what the held-out ones had, and not the same.
+        assert row["kept"] == pytest.approx(chosen["macs"] / plain["base_macs"], abs=0.05)
         assert 0.5 < row["accuracy"] <= 1
         assert row["images_per_second"] > 0
     assert snapshot(home) == before
