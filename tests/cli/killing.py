@@ -43,7 +43,7 @@ def hang(*_: Any) -> None:
 
 if __name__ == "__main__":
     _, where, count, *words = sys.argv
-    from adaptify.pipeline import folder, retrofit
+    from adaptify.pipeline import folder, run_files
     from adaptify.training.state import States
 
     if where == "leave":
@@ -52,7 +52,7 @@ if __name__ == "__main__":
         owner, name, after = {
             "state": (States, "save", True),
             "epoch": (States, "save", False),
-            "publish": (retrofit, "write_html", True),
+            "publish": (run_files, "write_html", True),
         }[where]
         kill_at(owner, name, int(count), after=after)
     sys.exit(main(words))

@@ -95,7 +95,7 @@ def test_a_run_is_replaced_only_when_the_new_one_is_complete(home: Path, cli: Cl
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("adaptify.pipeline.retrofit.write_html", interrupt)
+    monkeypatch.setattr("adaptify.pipeline.run_files.write_html", interrupt)
     words = ["--data", "digits", "-o", str(RUN), "--force", "train.epochs=1"]
     said = cli("retrofit", "digits.pt", *words)
     assert said.code == 130
@@ -122,6 +122,7 @@ def test_no_help_imports_torch() -> None:
         "calibrate",
         "evaluate",
         "bench",
+        "sweep",
         "report",
         "export",
         "env",
