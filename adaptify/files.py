@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -153,7 +154,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file, where `atomic_write` says.
+    """Write a safetensors file, where `atomic_write` says; the same content gives the same bytes.
 
     Raises:
         OSError: It cannot be written, which safetensors has an error of its own for.
@@ -168,6 +169,18 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         if number is None:
             raise OSError(str(error)) from error
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file, which the library writes in the order of a hash table."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def _umask() -> int:
