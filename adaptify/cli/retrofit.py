@@ -283,6 +283,8 @@ def _work(
 def _work_in_stages(
     what: Stages | Path, output: Path | None, force: bool, console: Console, *, dry_run: bool = False
 ) -> None:
+    from adaptify.errors import UsageError
+    from adaptify.parallel import launch
     from adaptify.pipeline import folder
     from adaptify.pipeline.staged import go_on, run_stages
     from adaptify.reports.tables import headline_table, stages_table
@@ -296,6 +298,11 @@ def _work_in_stages(
         console.show(*(dump_recipe(recipe) for recipe in recipes))
         console.say("dry run: what later stages work on is not known yet; nothing was trained or written")
         return
+    if launch.count() > 1:
+        raise UsageError(
+            "several processes cannot share a recipe of several stages",
+            "Launch each stage as a command of its own, or run the recipe without a launcher.",
+        )
     keep_freed_memory()
     if isinstance(what, Path):
         done = go_on(what, progress=console)

@@ -51,13 +51,16 @@ def test_one_process_writes_and_speaks(together: Path) -> None:
 def test_the_result_is_that_of_one_process(together: Path, home: Path, cli: Cli) -> None:
     assert cli(*GUMBEL, "-q").code == 0
     name = f"runs/{NAME}"
-    alone, shared = (load_file(place / name / MODEL) for place in (home, together))
-    torch.testing.assert_close(shared, alone, rtol=1e-2, atol=1e-3)
+    tensors = [load_file(place / name / MODEL) for place in (home, together)]
+    assert tensors[0].keys() == tensors[1].keys()
+    # Sums in another order: a step is equal to six digits (tests/training), and runs drift apart from there.
+    alone, shared = (torch.cat([own[key].float().flatten() for key in sorted(own)]) for own in tensors)
+    assert float((shared - alone).norm()) < 0.01 * float(alone.norm())
     files = [{path.name for path in (place / name).iterdir()} for place in (home, together)]
     assert files[0] == files[1]
     reports = [read_report(place / name) for place in (home, together)]
     for part in ("before", "data"):
-        assert reports[0][part] == reports[1][part]
+        assert _untimed(reports[0][part]) == _untimed(reports[1][part])
     for figure in ("accuracy", "kept"):
         assert reports[1]["after"][figure] == pytest.approx(reports[0]["after"][figure], abs=0.01)
     losses = [[row["loss"] for row in report["training"]["epochs"]] for report in reports]
@@ -75,6 +78,16 @@ def test_what_is_trained_on_features_is_the_same_to_the_bit(home: Path, cli: Cli
     alone, shared = read_report(Path("out")), read_report(Path("shared"))
     for part in ("before", "after", "macs_per_sample", "exits", "frontier", "data"):
         assert _untimed(shared[part]) == _untimed(alone[part])
+
+
+def test_stages_are_for_one_process(home: Path) -> None:
+    before = snapshot(home)
+    words = ("retrofit", "digits.pt", "--recipe", "stages/digits_resnet_digits", "-q")
+    main, other = launch("-m", "adaptify", *words, cwd=home)
+    assert (main.returncode, other.returncode) == (2, 2)
+    assert main.stderr.startswith("error: several processes cannot share a recipe of several stages\n")
+    assert other.stderr == ""
+    assert snapshot(home) == before
 
 
 @pytest.mark.slow
