@@ -322,6 +322,11 @@ def read_settings(file: Path) -> tuple[dict[str, Any], dict[_Path, str]]:
         raise RecipeError(
             f"{file} is no recipe: it holds no sections", "See the recipe.yaml of any run folder."
         )
+    for key in settings:
+        if not isinstance(key, str):
+            raise RecipeError(
+                f"{file}: {brief(repr(key))} is no name of a section", "Names are text: quote it."
+            )
     places: dict[_Path, str] = {}
     _note_places(document, (), file, places)
     return {key: value for key, value in settings.items() if value is not None}, places

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adaptify.bounds import brief
 from adaptify.data.augment import Augmentation
 from adaptify.data.source import ArraySource, Opened, Options
 from adaptify.errors import UsageError
@@ -77,7 +78,7 @@ def read_batch(path: Path) -> dict[bytes, Any]:
             value = _Unpickler(file, encoding="bytes").load()
     except Exception as error:  # a damaged pickle can raise anything
         raise UsageError(
-            f"cannot read {path} as a CIFAR batch: {error or type(error).__name__}",
+            f"cannot read {path} as a CIFAR batch: {brief(error)}",
             "Download and extract the data set again.",
         ) from error
     if not isinstance(value, dict):

@@ -33,6 +33,7 @@ def render_html(report: Report) -> str:
     classes = ends(rows)
     paid = payers(report)
     payer_ends = ends(paid.rows) if paid is not None else []
+    versions = report.environment.get("versions")
     facts = {
         "report": report,
         "palette": palette(len(report.exits)),
@@ -65,7 +66,7 @@ def render_html(report: Report) -> str:
         "options": list(_flat(report.method.options)),
         "trainer": list(_flat(report.training.options)) if report.training else [],
         "kwargs": list(_flat(report.model.kwargs)),
-        "environment": list(_flat(report.environment.get("versions", {})))
+        "environment": list(_flat(versions if isinstance(versions, Mapping) else {}))
         + list(_flat({name: value for name, value in report.environment.items() if name != "versions"})),
         "timing": [_timing(name, value) for name, value in report.timing.items() if value is not None],
         "lowest_accuracy": min(
