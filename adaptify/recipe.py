@@ -325,7 +325,7 @@ def read_settings(file: Path) -> tuple[dict[str, Any], dict[_Path, str]]:
     for key in settings:
         if not isinstance(key, str):
             raise RecipeError(
-                f"{file}: {brief(repr(key))} is no name of a section", "Names are text: quote it."
+                f"{file}: {brief(repr(key))} is no name of a section", "Quote it, or remove it."
             )
     places: dict[_Path, str] = {}
     _note_places(document, (), file, places)
