@@ -86,8 +86,12 @@ def read_batch(path: Path) -> dict[bytes, Any]:
     return value
 
 
-class _Unpickler(pickle.Unpickler):
-    """Admits the few objects that numpy arrays are made of, whatever numpy calls their module."""
+class _Unpickler(pickle._Unpickler):
+    """Admits the few objects that numpy arrays are made of, whatever numpy calls their module.
+
+    The one in Python: that in C makes room for whatever number a file gives to an object, 64 GiB in the worst
+    case.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
