@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -82,7 +83,10 @@ class Browser:
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
-            self._rest += os.read(self._from, 1 << 20)
+            found = os.read(self._from, 1 << 20)
+            if not found:
+                raise RuntimeError("the browser is gone")
+            self._rest += found
         line, self._rest = self._rest.split(b"\0", 1)
         message: dict[str, Any] = json.loads(line)
         method, told = message.get("method", ""), message.get("params", {})
@@ -99,6 +103,13 @@ class Browser:
         return message
 
 
+def _offer(there: int, back: int) -> None:
+    """Let a new process read commands from descriptor 3 and answer on 4, as the browser does."""
+    own = [fcntl.fcntl(number, fcntl.F_DUPFD, 10) for number in (there, back)]
+    os.dup2(own[0], 3)
+    os.dup2(own[1], 4)
+
+
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """Start a browser, and end it."""
@@ -106,19 +117,10 @@ def chromium() -> Iterator[Browser]:
     there, to = os.pipe()
     from_, back = os.pipe()
     with tempfile.TemporaryDirectory() as profile:
-        # The browser reads from descriptor 3 and writes to 4.
-        pipes = f'exec "$@" 3<&{there} 4>&{back}'
         process = subprocess.Popen(
-            [
-                "sh",
-                "-c",
-                pipes,
-                "sh",
-                BROWSER,
-                *_OPTIONS,
-                f"--user-data-dir={profile}",
-            ],
-            pass_fds=(there, back),
+            [BROWSER, *_OPTIONS, f"--user-data-dir={profile}"],
+            preexec_fn=lambda: _offer(there, back),
+            pass_fds=(3, 4),
             stderr=subprocess.DEVNULL,
         )
         os.close(there)
