@@ -71,6 +71,7 @@ def test_a_run_that_is_killed_three_times_ends_the_same(home: Path, cli: Cli) ->
     assert cli("retrofit", "--resume").code == 2
 
 
+@pytest.mark.slow
 def test_a_guide_goes_on_too(home: Path, cli: Cli) -> None:
     expected = whole(cli, "retrofit", *SGAD)
     killed("state", 2, "retrofit", *QUICK, *SGAD, "-o", "out/run")

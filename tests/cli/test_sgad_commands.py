@@ -173,6 +173,7 @@ def test_a_network_whose_blocks_are_all_dead_is_refused(home: Path, cli: Cli) ->
     assert "every block that has a gate is dead" in said.err
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_network(home: Path, cli: Cli) -> None:
     words = ["retrofit", "digits.pt", "--data", "digits", "--method", "sgad", "train.epochs=1", *QUICK]
     for place, seed in (("first", 0), ("second", 0), ("third", 1)):

@@ -81,7 +81,7 @@ def test_a_full_disk_at_any_write(command: str, stays: bool, home: Path, disk: D
     assert faults >= 5
 
 
-@pytest.mark.parametrize("error", [errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("error", [errno.EROFS, pytest.param(errno.EACCES, marks=pytest.mark.slow)])
 def test_a_folder_that_must_not_be_written(error: int, home: Path, disk: Disk) -> None:
     for words in (LITTLE["report"], LITTLE["cp"], MUCH["retrofit"]):
         fault = disk.run(home, *words, at=1, error=error, stays=True)
@@ -91,6 +91,7 @@ def test_a_folder_that_must_not_be_written(error: int, home: Path, disk: Disk) -
         assert fault.before == fault.after
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_there_is_room_again(home: Path, disk: Disk) -> None:
     left = home.with_name("left")
     shutil.copytree(home, left)
