@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 import torch
 from torch import Tensor
 
+from adaptify.bounds import brief
 from adaptify.data import Data
 from adaptify.errors import UsageError, did_you_mean
 from adaptify.graph.channels import Channels
@@ -204,7 +205,7 @@ def find_method(name: str) -> type[Method[Any, Any]]:
     point = _installed().get(name)
     if point is None:
         raise UsageError(
-            f"unknown method '{name}'{did_you_mean(name, method_names())}",
+            f"unknown method '{brief(name)}'{did_you_mean(name, method_names())}",
             f"Methods: {', '.join(method_names())}.",
         )
     try:
