@@ -54,8 +54,11 @@ def commands_of(page: Path) -> list[Shown]:
     return found
 
 
-def check(words: tuple[str, ...]) -> None:
+def unknown_keys(words: tuple[str, ...]) -> set[str]:
     """Parse a command as the command line does, and its settings by the schema of its method; nothing is run.
+
+    Returns:
+        Keys of its settings that no method has, where the method is that of a run or of a file.
 
     Raises:
         Exception: What the command line would refuse.
@@ -66,17 +69,16 @@ def check(words: tuple[str, ...]) -> None:
         command = command.commands[name]
     given = command.make_context(name, rest).params
     if name not in ("retrofit", "prune"):
-        return
+        return set()
     words_of = given.get("overrides") or given.get("words") or []
     _, settings = file_and_words(given["checkpoint"], list(words_of))
     if not settings:
-        return
+        return set()
     overrides = parse_overrides(settings)
     recipe = str(given["recipe"]) if given["recipe"] else None
     if given["method"] or recipe in recipe_names():
         named = find_recipe(recipe) if recipe in recipe_names() else None
         stand_in = {"model.checkpoint": "model.pth", "data.source": "digits"}
         resolve(given["method"], file=named, options=stand_in, overrides=overrides)
-    else:  # the method is that of a run, or of a file
-        known = {key for method in method_names() for key in known_keys(recipe_type(method))}
-        assert set(overrides) <= known, set(overrides) - known
+        return set()
+    return set(overrides) - {key for method in method_names() for key in known_keys(recipe_type(method))}
