@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +14,7 @@ from torch import Tensor
 from adaptify import artifact
 from adaptify.data import Data
 from adaptify.data.open import Part
-from adaptify.environment import describe_environment
 from adaptify.errors import AdaptifyError, ModelError, UsageError
-from adaptify.files import write_text
 from adaptify.methods import FitContext, JudgingMethod
 from adaptify.pipeline import folder
 from adaptify.pipeline.auto_batch import with_smaller_batches
@@ -30,7 +27,7 @@ from adaptify.pipeline.outcome import effects_part, size_of
 from adaptify.pipeline.prepare import Network, classes_of, make_method, open_network, open_recipe_data
 from adaptify.pipeline.pruning import Pruned, pruning_part, verify
 from adaptify.pipeline.reporting import layer_rows, provenance, training_part
-from adaptify.pipeline.run_files import write_run_report
+from adaptify.pipeline.run_files import complete_run
 from adaptify.pipeline.speed import fast_form_of, measure_speed, with_speed
 from adaptify.pipeline.unfinished import Beginning, Unfinished, begin_again, new_run
 from adaptify.plan import Plan
@@ -218,8 +215,7 @@ def prune(
                 report = conclude_removal(removal, job, _reported_before(settings, opened))
             else:
                 report = _prune(settings, opened, fit_context(settings, device, run.work, progress), started)
-            write_text(run.work / folder.ENVIRONMENT, json.dumps(describe_environment(), indent=1) + "\n")
-            return write_run_report(report, settings, run.work)
+            return complete_run(report, settings, run.work)
 
         report = with_smaller_batches(
             attempt,

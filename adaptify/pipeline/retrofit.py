@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from dataclasses import dataclass
@@ -12,9 +11,7 @@ from typing import Any
 
 from adaptify.assembly import Adapted
 from adaptify.data import Data
-from adaptify.environment import describe_environment
 from adaptify.errors import UsageError
-from adaptify.files import write_text
 from adaptify.pipeline import folder
 from adaptify.pipeline.auto_batch import with_smaller_batches
 from adaptify.pipeline.calibration import check_promise
@@ -31,7 +28,7 @@ from adaptify.pipeline.prepare import (
     plan_for,
     with_fresh_gates,
 )
-from adaptify.pipeline.run_files import write_run_report
+from adaptify.pipeline.run_files import complete_run
 from adaptify.pipeline.unfinished import Beginning, Unfinished, begin_again, new_run
 from adaptify.plan import Step
 from adaptify.progress import SILENT, Progress
@@ -159,8 +156,7 @@ def retrofit(
             shutil.rmtree(context.scratch)
             model.plan = plan_for(settings, network, before.steps)
             report = conclude(fitted, model, Job(settings, network, images, run, device, progress, started))
-            write_text(run.work / folder.ENVIRONMENT, json.dumps(describe_environment(), indent=1) + "\n")
-            return write_run_report(report, settings, run.work)
+            return complete_run(report, settings, run.work)
 
         report = with_smaller_batches(
             attempt,

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from adaptify.files import sha256
+from adaptify.environment import describe_environment
+from adaptify.files import sha256, write_text
 from adaptify.pipeline import folder
 from adaptify.recipe import Recipe
 from adaptify.reports.html import write_html
 from adaptify.reports.schema import Report, WrittenFile, write_report
+
+
+def complete_run(report: Report, recipe: Recipe, run: Path) -> Report:
+    """Write what a new run has besides artifact and records: `env.json` and the report, which is returned."""
+    write_text(run / folder.ENVIRONMENT, json.dumps(describe_environment(), indent=1) + "\n")
+    return write_run_report(report, recipe, run)
 
 
 def write_run_report(report: Report, recipe: Recipe, run: Path) -> Report:
