@@ -77,14 +77,12 @@ def choose(
         context: For training gates; not needed where there is nothing to train.
 
     Raises:
-        UsageError: Images are needed, and there are none, or no target is given.
+        UsageError: Images are needed, and there are none.
         ModelError: The gates look at samples, or the network has no place for gates.
         TargetError: The target cannot be met; the message names what can.
     """
     if gated is not None:
         return _frozen(gated, recipe, ())
-    if recipe.prune.target is None:
-        raise UsageError("no target to prune to", "Give the fraction of MACs to keep: --target 0.5.")
     method = make_method(recipe)
     if isinstance(method, JudgingMethod):
         return _judged(recipe, method, network, data, device)

@@ -116,6 +116,8 @@ def open_all(
         progress.note(note)
     if network.placed:
         progress.note("the exits that the network has are left out: they were trained on all channels")
+    if gated is None and recipe.prune.target is None:
+        raise UsageError("no target to prune to", "Give the fraction of MACs to keep: --target 0.5.")
     if recipe.prune.finetune and not recipe.data.source:
         raise UsageError(
             f"{recipe.prune.finetune} epochs of training on, and no images to train on",

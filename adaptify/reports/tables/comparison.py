@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adaptify.reports.compare import Comparison, best_of
-from adaptify.reports.tables.parts import new_table, one_line, titled
+from adaptify.reports.tables.parts import new_table, one_line, titled, whole_name
 from adaptify.text import milliseconds, percent, quantity, whole
 
 _ROOM = 70  # columns for all runs beside the MACs
@@ -56,6 +56,7 @@ def _runs(comparison: Comparison) -> Table:
     timed = any(run.images_per_second is not None for run in comparison.runs)
     table = new_table(
         [
+            "",
             "run",
             "method",
             "before",
@@ -66,12 +67,13 @@ def _runs(comparison: Comparison) -> Table:
             *(["ms"] if clocked else []),
             *(["images/s"] if timed else []),
         ],
-        left=2,
+        left=3,
     )
     for run in comparison.runs:
         before, after, rate = run.report.before, run.report.after, run.images_per_second
         table.add_row(
-            one_line(f"[{run.number}] {run.name}"),
+            f"[{run.number}]",
+            whole_name(run.name),
             one_line(run.report.method.name),
             "-" if before.accuracy is None else percent(before.accuracy, 2),
             "-" if after.accuracy is None else percent(after.accuracy, 2),

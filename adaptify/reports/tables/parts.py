@@ -32,3 +32,8 @@ def titled(title: str, table: Table) -> RenderableType:
 def one_line(text: str, style: str = "") -> Text:
     """Return a name in one line: whatever it holds is shown, and not obeyed."""
     return Text(printable(text), style=style, no_wrap=True, overflow="ellipsis")
+
+
+def whole_name(text: str) -> Text:
+    """Return a name that goes on in a second line where there is no room: names of runs differ at the end."""
+    return Text(printable(text), overflow="fold")
