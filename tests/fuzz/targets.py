@@ -18,7 +18,7 @@ from rich.console import Console
 
 from adaptify import artifact
 from adaptify.checkpoint import load_model
-from adaptify.data.cifar import read_batch
+from adaptify.data.cifar import CIFAR10, read_images
 from adaptify.data.decode import ImageFiles, decode, readable
 from adaptify.errors import AdaptifyError
 from adaptify.input_spec import InputSpec
@@ -150,5 +150,7 @@ TARGETS = {
     ),
     "records": Target("records.safetensors", load_records, samples.records, (mutations.tensor_file,)),
     "image": Target("image.png", _read_image, samples.images),
-    "cifar": Target("data_batch_1", read_batch, samples.batches, (mutations.batch,)),
+    "cifar": Target(
+        "data_batch_1", lambda path: read_images(path, CIFAR10, 10), samples.batches, (mutations.batch,)
+    ),
 }
