@@ -1,4 +1,4 @@
-"""`adaptify sweep`: several methods and targets on one checkpoint, in one table and one plot."""
+"""`adaptify sweep`: several methods and targets on one checkpoint, or a search, in one table and one plot."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ from adaptify.cli.options import (
 
 if TYPE_CHECKING:
     from adaptify.cli.console import Console
-    from adaptify.pipeline.sweep import Point, Sweep
+    from adaptify.pipeline.search import Search
+    from adaptify.pipeline.sweep import Sweep
+    from adaptify.pipeline.sweep_file import Point
+
+_TRIALS = 20
 
 
 def sweep(
@@ -55,6 +59,20 @@ def sweep(
             help="Fractions of the MACs to KEEP, for methods that prune or are trained towards one. Exits "
             "need none: one run has all budgets.",
         ),
+    ] = None,
+    searched: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--search",
+            metavar="KEY=SPACE",
+            show_default=False,
+            help="Look for good values of a setting, of one method: KEY=LOW..HIGH, KEY=LOW..HIGH:log or "
+            "KEY=A,B,C. Can be given several times. Needs optuna.",
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option("--trials", metavar="N", min=1, help=f"Runs of a search. Default: {_TRIALS}."),
     ] = None,
     data: Data = None,
     holdout: Holdout = None,
@@ -87,12 +105,14 @@ def sweep(
     """Try several methods and targets, and see which operating points nothing else beats.
 
     Each is a run of its own in the folder of the sweep; what fails is noted, and the others go on. A setting
-    KEY=VALUE is for all runs, METHOD.KEY=VALUE for those of one method.
+    KEY=VALUE is for all runs, METHOD.KEY=VALUE for those of one method. With --search, runs are trials: each
+    has settings that follow from what those before gave on held-out images, for accuracy up and MACs down.
 
     \b
     Examples:
       adaptify sweep model.pth -m dgate,importance -t 0.4,0.6 --data images
       adaptify sweep model.pth -m dgate --data images dgate.gates.pool=4
+      adaptify sweep model.pth --data images --search gates.pool=1,2,4 --trials 3
       adaptify sweep --resume sweeps/model-001
     """
     from adaptify.cli import values
@@ -123,7 +143,7 @@ def sweep(
     }
     if resume:
         beside = options.keys() - {"model.checkpoint", "model.trust_pickle"}
-        if beside or overrides or output is not None or dry_run:
+        if beside or overrides or output is not None or dry_run or searched or trials is not None:
             raise UsageError(
                 "--resume takes the folder of a sweep, and nothing else: it goes on as it began",
                 "Write: adaptify sweep --resume, or adaptify sweep --resume sweeps/NAME.",
@@ -137,9 +157,27 @@ def sweep(
             "no data to work with", "Say which images: --data FOLDER, cifar10:FOLDER, digits or fake:N."
         )
 
-    # Not before the arguments are known to be right: what comes with these takes seconds to import.
-    from adaptify.pipeline.sweep import new_sweep, plan_points
+    if trials is not None and not searched:
+        raise UsageError("--trials is of a search", "Say what to look for: --search train.lr=1e-3..1e-1:log.")
+    if searched and (len(names) > 1 or len(aims) > 1):
+        raise UsageError(
+            "a search is of one method, and has one target at most",
+            "Search for each of them, or search the target: --search prune.target=0.3..0.8.",
+        )
 
+    # Not before the arguments are known to be right: what comes with these takes seconds to import.
+    from adaptify.pipeline.sweep import new_sweep
+    from adaptify.pipeline.sweep_plan import plan_points, plan_search
+
+    if searched:
+        search, common = plan_search(
+            names[0], aims[0] if aims else None, searched, trials or _TRIALS, options, overrides
+        )
+        if dry_run:
+            _show_search(search, common, console)
+        else:
+            _work(new_sweep([common], search, output=output), console)
+        return
     points = plan_points(names, aims, options, overrides)
     if dry_run:
         _show_plan(points, console)
@@ -149,10 +187,11 @@ def sweep(
 
 def _go_on(named: str | None, options: Mapping[str, Any], console: Console) -> None:
     from adaptify.cli import values
-    from adaptify.pipeline.sweep import newest_stopped, read_points
+    from adaptify.pipeline.sweep import newest_stopped
+    from adaptify.pipeline.sweep_file import read_index
 
     path = Path(named) if named is not None else newest_stopped()
-    for point in read_points(path):
+    for point in read_index(path)[0]:
         values.check_consent(point.recipe.model, options)
     _work(path, console)
 
@@ -168,18 +207,42 @@ def _show_plan(points: tuple[Point, ...], console: Console) -> None:
     console.say("dry run: nothing was trained or written")
 
 
+def _show_search(search: Search, common: Point, console: Console) -> None:
+    recipe = common.recipe
+    console.data(
+        {
+            "command": common.command,
+            "trials": search.trials,
+            "space": {name: str(values) for name, values in search.space.items()},
+            "recipe": recipe.model_dump(mode="json"),
+        }
+    )
+    console.show(
+        f"{search.trials} trials of {recipe.method}: {common.command}",
+        *(f"{name}: {values}" for name, values in search.space.items()),
+    )
+    console.say("dry run: nothing was trained or written")
+
+
 def _work(path: Path, console: Console) -> None:
     from adaptify.pipeline.sweep import PAGE, run_sweep
     from adaptify.reports.curves import came
     from adaptify.reports.pareto import pareto_table
     from adaptify.reports.tables.comparison import comparison_tables
+    from adaptify.reports.tables.trials import trials_tables
     from adaptify.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
     done = run_sweep(path, progress=console)
     console.data(_facts(done))
     base = came(done.reports[0][1])
-    console.show(*comparison_tables(done.comparison), "", pareto_table(done.front, base))
+    if done.search is None:
+        console.show(*comparison_tables(done.comparison), "", pareto_table(done.front, base))
+    else:
+        judged = {item.name: item.held_out for item in done.points if item.held_out is not None}
+        chosen = {item.name: item.settings for item in done.points}
+        title = "What nothing else beats on held-out samples (figures: test samples)"
+        console.show(*trials_tables(done.reports, judged, chosen), "", pareto_table(done.front, base, title))
     for point in done.points:
         if point.status == "failed":
             console.warn(f"{point.name} failed: {point.error}")

@@ -1,58 +1,32 @@
-"""`sweep`: several methods and targets on one checkpoint, side by side.
+"""`sweep`: several methods and targets on one checkpoint, or the trials of a search, side by side.
 
 A sweep is a folder with a run folder for each point, and `sweep.json`, which says what there is to do and
 what came of it. A point whose run folder is there is done: a sweep that was stopped goes on with the others.
+Of a search it has the trials so far and the next one, which is proposed when the one before is over.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
-from pydantic import ValidationError
-
-from adaptify.bounds import brief, parse_json, read_text
 from adaptify.errors import AdaptifyError, TargetError, UsageError
-from adaptify.files import write_text
-from adaptify.methods import JudgingMethod, find_method, method_names
 from adaptify.pipeline import folder
-from adaptify.pipeline.part_run import Command, Within, run_part
+from adaptify.pipeline.part_run import Within, run_part
+from adaptify.pipeline.search import Search, check_installed
+from adaptify.pipeline.sweep_file import INDEX, Point, read_index, write_index
+from adaptify.pipeline.sweep_plan import next_trial
 from adaptify.progress import SILENT, Progress
-from adaptify.recipe import Recipe, recipe_type, resolve
 from adaptify.reports.compare import Comparison, compare
 from adaptify.reports.compare_html import write_comparison
+from adaptify.reports.held_out import held_out, held_out_front
 from adaptify.reports.pareto import FrontPoint, pareto_front
 from adaptify.reports.schema import Report, read_report
-from adaptify.version import VERSION
 
 SWEEPS = Path("sweeps")
-INDEX = "sweep.json"
 PAGE = "sweep.html"
-_FORMAT, _VERSION = "adaptify.sweep", 1
-
-Status = Literal["open", "done", "failed"]
-
-
-@dataclass(frozen=True)
-class Point:
-    """One run of a sweep.
-
-    Attributes:
-        name: The name of its folder.
-        command: What it is a run of.
-        recipe: Its settings.
-        status: What became of it.
-        error: Why it failed, and what to do.
-    """
-
-    name: str
-    command: Command
-    recipe: Recipe
-    status: Status = "open"
-    error: str = ""
+_CHOSEN = "what the search chose, it chose on held-out images; all figures here are of test images"
 
 
 @dataclass(frozen=True)
@@ -64,7 +38,9 @@ class Sweep:
         points: Its points.
         reports: Name and report of each that succeeded.
         comparison: They side by side.
-        front: The operating points of all that no other one beats.
+        front: The operating points of all that no other one beats; of a search, the trials that none beats
+            on held-out images.
+        search: What was looked for, if it is a search.
     """
 
     folder: Path
@@ -72,59 +48,30 @@ class Sweep:
     reports: tuple[tuple[str, Report], ...]
     comparison: Comparison
     front: tuple[FrontPoint, ...]
+    search: Search | None = None
 
 
-def plan_points(
-    methods: Sequence[str],
-    targets: Sequence[float],
-    options: Mapping[str, Any],
-    overrides: Mapping[str, Any] = {},
-) -> tuple[Point, ...]:
-    """Return the runs that methods and targets come to.
-
-    A method that judges channels prunes to each target, and one that is trained towards a part of the MACs is
-    trained towards each; others, as most with exits, have all budgets on the frontier of a single run.
-
-    Args:
-        methods: Names of methods.
-        targets: Fractions of the MACs.
-        options: Dotted key -> value, for all of them.
-        overrides: The same; with the name of a method before it (`dgate.train.epochs`), for that one.
-
-    Raises:
-        UsageError, RecipeError: A method or a setting is unknown, or a target is missing.
-    """
-    own = {name: _own(name, overrides) for name in methods}
-    shared = {key: value for key, value in overrides.items() if key.partition(".")[0] not in method_names()}
-    points: list[Point] = []
-    for name in dict.fromkeys(methods):
-        kind = find_method(name)
-        judges = issubclass(kind, JudgingMethod)
-        key = "prune.target" if judges else "train.target"
-        if judges and not targets:
-            raise UsageError(f"{name} prunes to a target, and there is none", "Give some: --target 0.4,0.6.")
-        aimed = judges or "target" in kind.Train.model_fields
-        for target in targets if aimed and targets else [None]:
-            settings = {**options, **({} if target is None else {key: target})}
-            recipe = resolve(name, options=settings, overrides={**shared, **own[name]})
-            label = name if target is None else f"{name}-{target:g}"
-            points.append(Point(label, "prune" if judges else "retrofit", recipe))
-    return tuple(points)
-
-
-def new_sweep(points: Sequence[Point], *, output: Path | None = None) -> Path:
+def new_sweep(points: Sequence[Point], search: Search | None = None, *, output: Path | None = None) -> Path:
     """Make the folder of a sweep, with nothing done.
 
+    Args:
+        points: Its runs; of a search, what its trials have in common.
+        search: What is looked for, if it is a search.
+        output: The folder, instead of the next one in `sweeps/`.
+
     Raises:
-        UsageError: It is there already.
+        UsageError: It is there already, or a search lacks what proposes its trials.
     """
+    if search is not None:
+        first = next_trial(search, points[0], [])
+        points = () if first is None else (first,)
     path = output or _next_folder(points)
     if path.exists():
         raise UsageError(
             f"{path} is there already", f"Go on with it: adaptify sweep --resume {path}; or choose another."
         )
     path.mkdir(parents=True)
-    _write(path, points)
+    write_index(path, points, search)
     return path
 
 
@@ -140,7 +87,7 @@ def newest_stopped(sweeps: Path = SWEEPS) -> Path:
         for entry in entries
         if (entry / INDEX).is_file()
         and folder.is_free(entry)
-        and any(point.status == "open" for point in read_points(entry))
+        and any(point.status == "open" for point in read_index(entry)[0])
     ]
     if not found:
         raise UsageError(
@@ -163,12 +110,18 @@ def run_sweep(path: Path, *, progress: Progress = SILENT) -> Sweep:
         UsageError: The folder is no sweep, or another process is filling it.
         TargetError: Every point failed.
     """
-    points = list(read_points(path))
+    known, search = read_index(path)
+    points = list(known)
+    if search is not None and len(points) < search.trials:
+        check_installed()
     with folder.locked(path):
         try:
-            for index, point in enumerate(points):
+            for index, point in enumerate(points):  # a search adds to them as it goes
                 points[index] = _run(path, point, Within(progress, point.name))
-                _write(path, points)
+                if search is not None and index == len(points) - 1:
+                    coming = next_trial(search, points[0], points)
+                    points += [] if coming is None else [coming]
+                write_index(path, points, search)
         except BaseException:
             progress.note(f"unfinished: {path}\n  to go on: adaptify sweep --resume {path}")
             raise
@@ -184,10 +137,15 @@ def run_sweep(path: Path, *, progress: Progress = SILENT) -> Sweep:
                 f"Once that is put right: adaptify sweep --resume {path}.",
             )
         comparison = compare(reports)
-        front = tuple(pareto_front(reports))
+        if search is None:
+            front = tuple(pareto_front(reports))
+        else:
+            comparison = replace(comparison, notes=(*comparison.notes, _CHOSEN))
+            judged = {point.name: point.held_out for point in points if point.held_out is not None}
+            front = held_out_front(reports, judged)
         write_comparison(comparison, path / PAGE)
-        _write(path, points, front)
-    return Sweep(path, tuple(points), tuple(reports), comparison, front)
+        write_index(path, points, search, front)
+    return Sweep(path, tuple(points), tuple(reports), comparison, front, search)
 
 
 def _run(path: Path, point: Point, progress: Progress) -> Point:
@@ -195,23 +153,29 @@ def _run(path: Path, point: Point, progress: Progress) -> Point:
     target = path / point.name
     if (target / folder.REPORT).is_file():
         progress.note("done before")
-        return replace(point, status="done", error="")
-    progress.note("begins")
+        return _finished(point, target)
+    chosen = ", ".join(f"{name}={value}" for name, value in point.settings.items())
+    progress.note(f"begins: {chosen}" if chosen else "begins")
     try:
-        run_part(point.command, point.recipe, target, progress)
+        run_part(point.command, point.resolved(), target, progress)
     except AdaptifyError as error:
         told = f"{error.message} {error.hint}".strip()
     except (RuntimeError, ValueError, OSError, MemoryError) as error:
         told = f"{type(error).__name__}: {error}"
     else:
-        return replace(point, status="done", error="")
+        return _finished(point, target)
     progress.note(f"failed: {told}")
     return replace(point, status="failed", error=told)
 
 
-def _own(method: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    prefix = f"{method}."
-    return {key.removeprefix(prefix): value for key, value in overrides.items() if key.startswith(prefix)}
+def _finished(point: Point, target: Path) -> Point:
+    """The point with what a search goes by, if it is of one."""
+    if not point.settings:
+        return replace(point, status="done", error="")
+    seen = held_out(read_report(target / folder.REPORT))
+    if seen is None:
+        return replace(point, status="failed", error="its report says nothing of held-out images")
+    return replace(point, status="done", error="", held_out=seen)
 
 
 def _next_folder(points: Sequence[Point]) -> Path:
@@ -220,52 +184,3 @@ def _next_folder(points: Sequence[Point]) -> Path:
     while (path := SWEEPS / f"{stem}-{number:03d}").exists():
         number += 1
     return path
-
-
-def _write(path: Path, points: Sequence[Point], front: Sequence[FrontPoint] = ()) -> None:
-    value = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "adaptify": VERSION,
-        "points": [
-            {
-                "name": point.name,
-                "command": point.command,
-                "status": point.status,
-                "error": point.error,
-                "recipe": point.recipe.model_dump(mode="json"),
-            }
-            for point in points
-        ],
-        "front": [point.to_json() for point in front],
-    }
-    write_text(path / INDEX, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def read_points(path: Path) -> tuple[Point, ...]:
-    """Read what a sweep is to do, and what came of it.
-
-    Raises:
-        UsageError: The folder is no sweep, or its `sweep.json` is damaged.
-    """
-    file = path / INDEX
-    if not file.is_file():
-        raise UsageError(f"{path} is no sweep: it has no {INDEX}", "Name the folder of one, as in sweeps/.")
-    try:
-        value = parse_json(read_text(file))
-        version = value.get("version")
-        if isinstance(version, int) and version > _VERSION:
-            raise UsageError(
-                f"{file} has version {version}; this adaptify reads version {_VERSION}", "Update adaptify."
-            )
-        return tuple(_point(item) for item in value["points"])
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, ValidationError) as error:
-        raise UsageError(f"{file} is damaged: {brief(error)}", "Start anew.") from error
-
-
-def _point(item: Mapping[str, Any]) -> Point:
-    name, command = str(item["name"]), item["command"]
-    if Path(name).name != name or name.startswith(".") or command not in ("retrofit", "prune"):
-        raise ValueError(f"a point is called {name!r}, and a run of {command!r}")
-    recipe = recipe_type(str(item["recipe"]["method"])).model_validate(item["recipe"])
-    return Point(name, command, recipe, item["status"], str(item["error"]))

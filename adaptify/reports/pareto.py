@@ -52,12 +52,17 @@ def pareto_front(reports: Sequence[tuple[str, Report]]) -> list[FrontPoint]:
     return front
 
 
-def pareto_table(front: Sequence[FrontPoint], base: tuple[float, float] | None) -> RenderableType:
+def pareto_table(
+    front: Sequence[FrontPoint],
+    base: tuple[float, float] | None,
+    title: str = "What nothing else beats (test samples)",
+) -> RenderableType:
     """Return them as a table.
 
     Args:
         front: The points.
         base: MACs and accuracy of the network as it came, if they are known.
+        title: What stands above it.
     """
     table = new_table(["run", "MACs", "kept", "accuracy", "change", ""], left=1)
     for point in front:
@@ -69,4 +74,4 @@ def pareto_table(front: Sequence[FrontPoint], base: tuple[float, float] | None) 
             f"{points(point.accuracy - base[1])} points" if base else "-",
             "" if point.chosen else "by --budget",
         )
-    return titled("What nothing else beats (test samples)", table)
+    return titled(title, table)

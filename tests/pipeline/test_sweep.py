@@ -14,7 +14,9 @@ from adaptify.cli.main import main
 from adaptify.errors import TargetError, UsageError
 from adaptify.models.registry import resolve as resolve_architecture
 from adaptify.pipeline import part_run
-from adaptify.pipeline.sweep import Point, Sweep, new_sweep, newest_stopped, plan_points, run_sweep
+from adaptify.pipeline.sweep import Sweep, new_sweep, newest_stopped, run_sweep
+from adaptify.pipeline.sweep_file import Point
+from adaptify.pipeline.sweep_plan import plan_points
 from adaptify.reports.pareto import FrontPoint, pareto_front
 
 QUICK = {
