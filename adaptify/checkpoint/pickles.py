@@ -8,6 +8,7 @@ beside the weights and whose construction does nothing but store values.
 from __future__ import annotations
 
 import argparse
+import encodings.aliases
 import pathlib
 import pickletools
 import re
@@ -29,7 +30,11 @@ from adaptify.models.user_code import search_working_folder
 _REFUSED = re.compile(r"GLOBAL (\S+)")
 _SAVE_WEIGHTS = "save only the weights: torch.save(model.state_dict(), 'weights.pt')"
 # What torch lets a pickle call, with any number: it would take and fill as much memory as that says.
-_UNBOUNDED = frozenset({"builtins.bytearray", "__builtin__.bytearray"})
+_FILLS = frozenset({"builtins.bytearray", "__builtin__.bytearray"})
+# Likewise: each call of a codec that makes bytes of bytes can make twice as many of the last one's; the last
+# two take time with the square of a text's length. (Bytes themselves are written as latin1.)
+_ENCODES = "_codecs.encode"
+_CODECS = frozenset({"hex_codec", "base64_codec", "quopri_codec", "uu_codec", "punycode", "idna"})
 _HARMLESS = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_(?!nested)\w+|torch\.\w*Storage|torch\.storage\.\w+"
 )
@@ -45,10 +50,15 @@ def unpickle(path: Path, *, trust: bool) -> Any:
     Raises:
         ModelError: The file is damaged, or holds other objects than tensors and plain values.
     """
+    named: tuple[str, ...] = ()
     if trust:
         search_working_folder()
-    elif unbounded := next((name for name in _other_globals(path) if name in _UNBOUNDED), None):
-        raise _more_than_tensors(path, f"{unbounded}, which could take any amount of memory")
+    else:
+        named, stopped = _scan(path)
+        if unbounded := next((name for name in named if _is_unbounded(name)), None):
+            raise _more_than_tensors(path, f"{unbounded}, which could take any amount of memory")
+        if stopped is not None:
+            raise _explain(stopped, path, named) from stopped
     try:
         # An open file, because torch.load takes the end of a name for the format.
         with (
@@ -61,17 +71,16 @@ def unpickle(path: Path, *, trust: bool) -> Any:
     except MemoryError:
         raise
     except Exception as error:
-        raise _explain(error, path, trust) from error
+        if trust and isinstance(error, ImportError | AttributeError):
+            raise ModelError(
+                f"{path} needs code that cannot be imported: {error}",
+                f"Run in the folder where that code is, or {_SAVE_WEIGHTS}",
+            ) from error
+        raise _explain(error, path, named) from error
 
 
-def _explain(error: Exception, path: Path, trust: bool) -> ModelError:
-    if trust and isinstance(error, ImportError | AttributeError):
-        return ModelError(
-            f"{path} needs code that cannot be imported: {error}",
-            f"Run in the folder where that code is, or {_SAVE_WEIGHTS}",
-        )
+def _explain(error: Exception, path: Path, named: tuple[str, ...]) -> ModelError:
     text = str(error)
-    named = [] if trust else list(_other_globals(path))
     if named:
         found = _REFUSED.search(text)
         return _more_than_tensors(path, f"{found[1] if found else named[0]}, which could run code")
@@ -93,25 +102,42 @@ def _more_than_tensors(path: Path, what: str) -> ModelError:
     )
 
 
-def _other_globals(path: Path) -> Iterator[str]:
-    """Functions and classes a pickle names besides those that are allowed. Nothing is imported."""
+def _is_unbounded(name: str) -> bool:
+    return name in _FILLS or name.startswith(f"{_ENCODES} with ")
+
+
+def _scan(path: Path) -> tuple[tuple[str, ...], Exception | None]:
+    """What a file names besides what is allowed, and what ended the search early. Nothing is imported."""
+    named: dict[str, None] = {}
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-                with archive.open(name) as file:
-                    yield from _named(file, pickles=1)
-        else:
+        for name in _other_globals(path):
+            named[name] = None
+    except OSError:
+        raise
+    except Exception as error:  # the readers of archives and pickles let through what their parts raise
+        return tuple(named), error
+    return tuple(named), None
+
+
+def _other_globals(path: Path) -> Iterator[str]:
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
             # The older format is a row of pickles: magic number, protocol, system, object, keys.
-            with path.open("rb") as file:
-                yield from _named(file, pickles=5)
-    except Exception:  # whatever is damaged; it is found, and told of, when the file is loaded
-        return
+            file.seek(0)
+            yield from _named(file, pickles=5)
+            return
+    with zipfile.ZipFile(path) as archive:
+        # All that torch could take for it: names may be there twice, or differ in their case.
+        for entry in archive.infolist():
+            if entry.filename.lower().endswith("data.pkl"):
+                with archive.open(entry) as member:
+                    yield from _named(member, pickles=1)
 
 
 def _named(file: IO[bytes], *, pickles: int) -> Iterator[str]:
     values = (entry if isinstance(entry, tuple) else (entry, _full_name(entry)) for entry in _plain_values())
     allowed = {name for _, name in values}
+    encodes, codec = False, ""
     for _ in range(pickles):
         texts: list[str] = []  # texts in the order in which they are put on the stack
         memo: list[str] = []
@@ -128,8 +154,20 @@ def _named(file: IO[bytes], *, pickles: int) -> Iterator[str]:
                 texts.append(memo[argument])
             elif isinstance(argument, str):
                 texts.append(argument)
+                codec = codec or (argument if _codec_of(argument) in _CODECS else "")
+            encodes = encodes or name == _ENCODES
+            if encodes and codec:
+                yield f"{_ENCODES} with {codec}"
             if name and not _HARMLESS.fullmatch(name) and name not in allowed:
                 yield name
+
+
+def _codec_of(text: str) -> str:
+    """The module of the codec that a text is a name of; some other text where it is none."""
+    if len(text) > 32:
+        return ""
+    name = encodings.normalize_encoding(text.lower()).replace(".", "_")
+    return encodings.aliases.aliases.get(name, name)
 
 
 def _full_name(value: Callable[..., Any]) -> str:

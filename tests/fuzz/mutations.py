@@ -27,6 +27,7 @@ _GADGETS = (
     b"cbuiltins\neval\n(X\x1c\x00\x00\x00open('executed','w').close()tR",
     b"cposix\nsystem\nX\x0e\x00\x00\x00touch executed\x85R",
     b"cbuiltins\nbytearray\n\x8a\x06\x00\x00\x00\x00\x00\x10\x85R",
+    b"c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00hex\x86R",
     b"ccollections\nOrderedDict\n)R",
     b"(lp0\n",
     b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nX\x08\x00\x00\x00V9999999\x85R\x85R",

@@ -8,6 +8,7 @@ import os
 import pickle
 import struct
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +124,44 @@ def filled(path: Path) -> None:
     path.write_bytes(pickle.dumps({"a.weight": Calls(bytearray, 1 << 36)}, protocol=2))
 
 
+LATIN1, HEX = b"X\x06\x00\x00\x00latin1\x86R", b"X\x03\x00\x00\x00hex\x86R"
+# Bytes, and 40 times twice as many.
+TEXT = b"X\x01\x00\x00\x00a"
+DOUBLED = b"\x80\x02}" + TEXT + b"c_codecs\nencode\n" * 41 + TEXT + LATIN1 + HEX * 40 + b"s."
+
+
+def encoded(path: Path) -> None:
+    torch.save({"a.weight": torch.ones(1)}, path)
+    with_pickles(path, (("data.pkl", DOUBLED),))
+
+
+def encoded_in_one_of_two(path: Path) -> None:
+    torch.save({"a.weight": torch.ones(1)}, path)
+    with_pickles(path, (("data.pkl", DOUBLED), ("data.pkl", pickle.dumps({}, protocol=2))))
+
+
+def encoded_under_another_case(path: Path) -> None:
+    torch.save({"a.weight": torch.ones(1)}, path)
+    with_pickles(path, (("DATA.PKL", DOUBLED), ("data.pkl", pickle.dumps({}, protocol=2))))
+
+
+def encoded_before_an_archive(path: Path) -> None:
+    torch.save({"a.weight": torch.ones(1)}, path)
+    path.write_bytes(DOUBLED + path.read_bytes())
+
+
+def with_pickles(path: Path, pickles: tuple[tuple[str, bytes], ...]) -> None:
+    """Put other pickles into an archive of torch.save."""
+    with zipfile.ZipFile(path) as archive:
+        entries = [(name, archive.read(name)) for name in archive.namelist()]
+    root = entries[0][0].partition("/")[0]
+    kept = [(name, content) for name, content in entries if not name.endswith("data.pkl")]
+    with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there are two entries of one name is the point
+        for name, content in [*((f"{root}/{name}", content) for name, content in pickles), *kept]:
+            archive.writestr(name, content)
+
+
 def scalar(path: Path) -> None:
     # numpy would fill a number of any width with zeros.
     call = b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nX\x0b\x00\x00\x00V2000000000\x85R\x85R"
@@ -157,6 +196,10 @@ def beyond_the_end(path: Path) -> None:
         (deflated, "unpacks to 128.0 MiB from"),
         (expanded, "repeats its values: 'weight' has the shape 1000000x1000000"),
         (filled, "bytearray, which could take any amount of memory"),
+        (encoded, "_codecs.encode with hex, which could take any amount of memory"),
+        (encoded_in_one_of_two, "_codecs.encode with hex, which could take any amount of memory"),
+        (encoded_under_another_case, "_codecs.encode with hex, which could take any amount of memory"),
+        (encoded_before_an_archive, "_codecs.encode with hex, which could take any amount of memory"),
         (scalar, "is damaged or cut short"),
         (long_header, "bad.pth"),
         (sparse, "its header would take 64.0 GiB"),
