@@ -258,9 +258,16 @@ def _facts(done: Sweep) -> dict[str, object]:
         "format": "adaptify.sweep",
         "version": 1,
         "sweep": str(done.folder),
-        "points": [
-            {"name": point.name, "status": point.status, "error": point.error} for point in done.points
-        ],
+        "points": [_told(point) for point in done.points],
         "front": [point.to_json() for point in done.front],
         "comparison": done.comparison.to_json(),
     }
+
+
+def _told(point: Point) -> dict[str, object]:
+    told: dict[str, object] = {"name": point.name, "status": point.status, "error": point.error}
+    if point.settings:
+        told["settings"] = dict(point.settings)
+    if point.held_out is not None:
+        told["held_out"] = dict(zip(("macs", "accuracy"), point.held_out, strict=True))
+    return told

@@ -26,7 +26,10 @@ from adaptify.reports.schema import Report, read_report
 
 SWEEPS = Path("sweeps")
 PAGE = "sweep.html"
-_CHOSEN = "what the search chose, it chose on held-out images; all figures here are of test images"
+_CHOSEN = (
+    "first come the trials that no other one beats on held-out images, by which they were chosen; all "
+    "figures here are of test images"
+)
 
 
 @dataclass(frozen=True)
@@ -136,13 +139,15 @@ def run_sweep(path: Path, *, progress: Progress = SILENT) -> Sweep:
                 "\n".join([f"none of {len(points)} runs succeeded", *reasons]),
                 f"Once that is put right: adaptify sweep --resume {path}.",
             )
-        comparison = compare(reports)
         if search is None:
+            comparison = compare(reports)
             front = tuple(pareto_front(reports))
         else:
-            comparison = replace(comparison, notes=(*comparison.notes, _CHOSEN))
             judged = {point.name: point.held_out for point in points if point.held_out is not None}
             front = held_out_front(reports, judged)
+            best = {point.run for point in front}
+            comparison = compare(sorted(reports, key=lambda item: item[0] not in best))
+            comparison = replace(comparison, notes=(*comparison.notes, _CHOSEN))
         write_comparison(comparison, path / PAGE)
         write_index(path, points, search, front)
     return Sweep(path, tuple(points), tuple(reports), comparison, front, search)

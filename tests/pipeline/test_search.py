@@ -231,7 +231,6 @@ def test_the_command_shows_what_was_chosen_on_held_out_images(
     shown = capsys.readouterr()
     assert "What nothing else beats on held-out samples (figures: test samples)" in shown.out
     assert "dgate-003: done before" in shown.err
-    assert "it chose on held-out images" in (done / "sweep.html").read_text(encoding="utf-8")
     index = json.loads((done / "sweep.json").read_text(encoding="utf-8"))
     assert (index["version"], index["search"]) == (1, {"trials": 3, "space": WORDS})
     assert [point["name"] for point in index["points"]] == ["dgate-001", "dgate-002", "dgate-003"]
@@ -242,7 +241,14 @@ def test_the_command_shows_what_was_chosen_on_held_out_images(
         assert report.recipe["train"]["lr"] == point["settings"]["train.lr"]
         assert report.recipe["gates"]["pool"] == point["settings"]["gates.pool"]
         assert report.recipe["train"]["epochs"] == 2
-    assert index["front"]
+    page = (done / "sweep.html").read_text(encoding="utf-8")
+    assert "no other one beats on held-out images, by which they were chosen" in page
+    assert main(["sweep", "--resume", str(done), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [point["held_out"] for point in told["points"]] == [point["held_out"] for point in index["points"]]
+    assert [point["settings"] for point in told["points"]] == [point["settings"] for point in index["points"]]
+    best = {point["run"] for point in index["front"]}
+    assert {run["name"] for run in told["comparison"]["runs"][: len(best)]} == best != set()
     for point in index["front"]:
         assert point["accuracy"] == reports[point["run"]].after.accuracy
 
