@@ -118,6 +118,7 @@ def _measured(
             if was
             else [],
             "calibration": model.plan.calibration,
+            "held_out": None,  # that was the threshold before; what this one gives stands in `calibration`
             "speed": None,  # it was another threshold's
             "timing": {**value["timing"], "evaluation_s": found.seconds},
         }

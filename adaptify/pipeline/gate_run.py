@@ -65,6 +65,7 @@ def conclude_gates(fitted: GateFit, model: GatedModel, job: Job) -> Report:
             "class_effects": effects_part(
                 described["classes"], found.labels, before.predictions, found.predictions
             ),
+            "held_out": _held_out(written, job),
             "training": training_part(job.recipe.train.model_dump(mode="json"), fitted.history),
             "gating": {
                 **gating_part(written, found, job.data, described["classes"], job.device),
@@ -121,6 +122,19 @@ def _add_frontier(model: GatedModel, network: AdaptiveModel, job: Job) -> None:
         },
     }
     model.plan = model.plan.model_copy(update=known)
+
+
+def _held_out(written: GatedModel, job: Job) -> dict[str, float]:
+    """What held-out images give: as the frontier has it, or else measured."""
+    if written.per_sample:
+        assert written.plan is not None
+        assert written.plan.calibration is not None
+        return {name: written.plan.calibration[name] for name in ("accuracy", "macs")}
+    size = job.recipe.run.batch_size
+    found = observe_gates(
+        written, job.data.holdout, batch_size=size, device=job.device, progress=job.progress
+    )
+    return {"accuracy": found.accuracy, "macs": float(found.macs.mean())}
 
 
 def _checked(written: GatedModel, job: Job) -> SkippingModel:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adaptify import artifact
-from adaptify.data import Data
+from adaptify.data import Data, Split
 from adaptify.data.open import Part
 from adaptify.errors import AdaptifyError, ModelError, UsageError
 from adaptify.methods import FitContext, JudgingMethod
@@ -234,7 +234,8 @@ def _prune(recipe: Recipe, opened: Opened, context: FitContext, started: float) 
     network, data, device, progress = opened.network, opened.data, context.device, context.progress
     before = AdaptiveModel(network.traced).eval()
     reported = _reported_before(recipe, opened)
-    seen = None if reported is not None else _evaluate(before, data, recipe, device, progress)
+    images = data.test if data is not None else None
+    seen = None if reported is not None else _evaluate(before, images, recipe, device, progress)
     pruned = choose(recipe, network, opened.gated, data, device, context)
     for note in pruned.notes:
         progress.note(note)
@@ -246,7 +247,10 @@ def _prune(recipe: Recipe, opened: Opened, context: FitContext, started: float) 
     # What is measured is the file that was written.
     written = artifact.load(context.folder / folder.MODEL, trust_code=True)
     assert isinstance(written, AdaptiveModel)
-    found = _evaluate(written, data, recipe, device, progress)
+    found = _evaluate(written, images, recipe, device, progress)
+    held = None
+    if data is not None and "holdout" in parts_needed(recipe, opened.gated):
+        held = _evaluate(written, data.holdout, recipe, device, progress)
     base, macs = network.cost.total, written.cost.total
     history = tuned if tuned is not None and tuned.rows else pruned.history
     report = Report.model_validate(
@@ -264,6 +268,7 @@ def _prune(recipe: Recipe, opened: Opened, context: FitContext, started: float) 
                 "accuracy": found.accuracy if found is not None else None,
                 **size_of(written.backbone().root),
             },
+            "held_out": {"accuracy": held.accuracy, "macs": macs} if held is not None else None,
             "class_effects": _effects(data, reported, seen, found),
             "macs_per_sample": {"mean": macs, "median": macs, "p95": macs},
             "training": training_part(recipe.train.model_dump(mode="json"), history) if history else None,
@@ -284,7 +289,6 @@ def _prune(recipe: Recipe, opened: Opened, context: FitContext, started: float) 
     )
     with progress.stage("time"):
         was, now = (fast_form_of(item, device) for item in (before, written))
-        images = data.test if data is not None else None
         speed = measure_speed(was, now, images, base, device, data.name if data is not None else None)
     return with_speed(report, speed)
 
@@ -328,13 +332,13 @@ def _reported_before(recipe: Recipe, opened: Opened) -> Report | None:
 
 
 def _evaluate(
-    model: AdaptiveModel, data: Data | None, recipe: Recipe, device: torch.device, progress: Progress
+    model: AdaptiveModel, images: Split | None, recipe: Recipe, device: torch.device, progress: Progress
 ) -> Evaluation | None:
-    if data is None:
+    if images is None:
         return None
     fast = optimize(model, device)
     size = recipe.run.batch_size
-    return evaluate(fast, data.test, batch_size=size, device=device, progress=progress)
+    return evaluate(fast, images, batch_size=size, device=device, progress=progress)
 
 
 def _plan(recipe: Recipe, network: Network, pruned: Pruned) -> Plan:

@@ -116,7 +116,7 @@ def next_trial(search: Search, common: Point, trials: Sequence[Point]) -> Point 
 
 
 def _check_held_out(recipe: Recipe, command: Command) -> None:
-    if command == "retrofit":  # thresholds or epochs are chosen on held-out images
+    if command == "retrofit":  # what is trained is measured on held-out images
         return
     if recipe.prune.target is None:
         raise _no_target(recipe.method, "--target 0.5, or --search prune.target=0.3..0.8")

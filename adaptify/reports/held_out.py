@@ -12,20 +12,12 @@ from adaptify.reports.schema import Report
 def held_out(report: Report) -> Place | None:
     """Return mean MACs and top-1 on held-out images; None where the run did not look at any.
 
-    They are those that thresholds were chosen on; where there were none to choose, those that judged the
-    epoch whose weights were kept.
+    They are of the network that was written: where thresholds were chosen on these images, under those.
     """
     seen = report.calibration
     if seen is not None and seen.split == "holdout" and seen.macs is not None:
         return seen.macs, seen.accuracy
-    if report.training is None:
-        return None
-    for epoch in report.training.epochs:
-        if epoch.epoch == report.training.chosen and epoch.holdout_accuracy is not None:
-            # Without `kept`, MACs cannot change: they are the same for all images.
-            macs = report.after.macs if epoch.kept is None else epoch.kept * report.before.macs
-            return macs, epoch.holdout_accuracy
-    return None
+    return None if report.held_out is None else (report.held_out.macs, report.held_out.accuracy)
 
 
 def held_out_front(

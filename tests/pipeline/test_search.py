@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from adaptify import load
 from adaptify.cli.main import main
+from adaptify.data import open_data
 from adaptify.errors import TargetError, UsageError
 from adaptify.models.registry import resolve as resolve_architecture
 from adaptify.pipeline import folder, part_run, sweep
@@ -296,3 +298,26 @@ def test_the_command_takes_one_method_and_shows_the_space(
     assert main([*words, "--search", "train.lrate=1..2"]) == 3
     assert "train.lrate: unknown key; did you mean 'train.lr'?" in capsys.readouterr().err
     assert main(["sweep", "--resume", str(home / "done"), "--trials", "9"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "fixed"),
+    [
+        ("gumbel", ["train.lr=1e-3..1e-1:log"], {"train.epochs": 1, "train.target": 0.9}),
+        ("lcnet", ["train.lr=1e-3..1e-1:log"], {"train.epochs": 1}),
+        ("importance", ["prune.target=0.5..0.8"], {"prune.finetune": 1, "prune.round_to": 4}),
+    ],
+)
+def test_what_has_no_thresholds_is_judged_as_it_was_written(
+    home: Path, tmp_path: Path, method: str, words: list[str], fixed: dict[str, Any]
+) -> None:
+    options = {"model.checkpoint": str(home / "digits.pt"), "data.source": "digits"}
+    search, common = plan_search(method, None, words, 1, options, fixed)
+    found = run_sweep(new_sweep([common], search, output=tmp_path / "search"))
+    model = load(found.folder / f"{method}-001")
+    data = open_data("digits", input=resolve_architecture("adaptify:digits_resnet").input)
+    right = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in data.holdout.batches(64))
+    assert found.points[0].held_out == (
+        found.reports[0][1].after.macs,
+        pytest.approx(right / len(data.holdout)),
+    )

@@ -39,6 +39,8 @@ class Report(Part):
     Attributes:
         stages: Of a run in several stages: each of them, in order; `before` is what the last one was given.
         anytime: Each exit for all test samples, the heads before it computed too; older reports have none.
+        held_out: What the network that was written does with held-out images, where it was trained and its
+            thresholds were not chosen on them (`calibration` knows of those); older reports have none.
         budgeted: Each point of `frontier` on the test samples; older reports have none.
         class_effects: What became of each class that has test samples; older reports have none.
         speed: How long the networks take; `None` where nobody measured it.
@@ -57,6 +59,7 @@ class Report(Part):
     before: Before
     after: After
     calibration: Calibration | None = None
+    held_out: Measured | None = None
     pruning: Pruning | None = None
     training: Training | None = None
     stages: list[Stage] = []
