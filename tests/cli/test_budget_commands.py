@@ -150,6 +150,9 @@ def test_calibrating_moves_the_run(home: Path, cli: Cli, data: Data) -> None:
     assert report["macs_per_sample"]["mean"] == again["macs"]
     assert report["gating"]["activity"] == was["gating"]["activity"]
     assert report["training"] == was["training"]
+    first = next(point for point in points if point.thresholds == own)
+    assert was["held_out"] == {"accuracy": first.accuracy, "macs": first.macs}
+    assert report["held_out"] is None  # `calibration` has what the threshold gives now
     calibration = report["calibration"]
     assert calibration["request"] == {"max_macs": pytest.approx(float(budget))}
     assert (calibration["samples"], calibration["macs"]) == (len(data.holdout), chosen.macs)
