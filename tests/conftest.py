@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from xdist.scheduler import LoadScopeScheduling
 
 pytest_plugins = ["families", "trained", "stage"]
 
@@ -15,6 +17,21 @@ ROOT = Path(__file__).resolve().parents[1]
 # Small networks are slower with several threads, and much slower on a machine that is busy.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+class ByFileOrFamily(LoadScopeScheduling):
+    """Which tests stay in one process: those of a file, or those over a family (it is built once, then)."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        from families import FAMILIES  # a plugin: pytest has to import it first
+
+        file, _, name = nodeid.partition("::")
+        parameters = name.partition("[")[2].removesuffix("]").split("-")
+        return next((parameter for parameter in parameters if parameter in FAMILIES), file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFileOrFamily:
+    return ByFileOrFamily(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

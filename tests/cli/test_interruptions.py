@@ -39,6 +39,7 @@ def test_a_full_disk_leaves_no_run(file: str, home: Path, cli: Cli, monkeypatch:
     assert [path.name for path in (home / "runs").iterdir()] == [RUN.name]
 
 
+@pytest.mark.slow
 def test_a_limit_on_file_size_is_no_bug(home: Path) -> None:
     before = snapshot(home)
 

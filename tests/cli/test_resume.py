@@ -79,6 +79,7 @@ def test_a_guide_goes_on_too(home: Path, cli: Cli) -> None:
     assert (home / "out/run" / MODEL).read_bytes() == expected
 
 
+@pytest.mark.slow
 def test_pruning_goes_on_between_gates_and_training_on(home: Path, cli: Cli) -> None:
     words = ("-t", "0.6", "--method", "gumbel", "--finetune", "2", "train.epochs=1")
     expected = whole(cli, "prune", *words)
@@ -90,6 +91,7 @@ def test_pruning_goes_on_between_gates_and_training_on(home: Path, cli: Cli) -> 
     assert (home / "out/run/finetune/metrics.csv").is_file()
 
 
+@pytest.mark.slow
 def test_what_has_no_epochs_starts_again(home: Path, cli: Cli) -> None:
     words = ("train.epochs=2",)
     expected = whole(cli, "retrofit", *words)

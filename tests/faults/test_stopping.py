@@ -24,6 +24,7 @@ def after_an_epoch(home: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_terminal_that_closes(home: Path) -> None:
     process = start(*WORDS, "train.epochs=100000", "-o", "out/run")
     after_an_epoch(home, process)

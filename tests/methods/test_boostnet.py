@@ -176,8 +176,10 @@ def test_a_network_with_exits_learns_from_random_weights(data: Data, tmp_path: P
 @pytest.mark.parametrize(
     ("gates", "lr"),
     # Linear heads are classifiers before the first step; the others start from nothing.
-    [({}, 0.01), ({"head": "convolutional", "width": 8}, 0.05)],
-    ids=["linear", "convolutional"],
+    [
+        pytest.param({}, 0.01, id="linear"),
+        pytest.param({"head": "convolutional", "width": 8}, 0.05, id="convolutional", marks=pytest.mark.slow),
+    ],
 )
 def test_a_checkpoint_keeps_its_accuracy_while_exits_learn(
     gates: dict[str, Any], lr: float, network: nn.Module, data: Data, tmp_path: Path

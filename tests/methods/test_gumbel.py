@@ -88,7 +88,12 @@ def test_channel_gates_reach_their_target_and_keep_accuracy(
 
 
 @pytest.mark.parametrize(
-    ("kind", "granularity"), [("dependent", "channel"), ("independent", "layer"), ("dependent", "layer")]
+    ("kind", "granularity"),
+    [
+        pytest.param("dependent", "channel", marks=pytest.mark.slow),
+        pytest.param("independent", "layer", marks=pytest.mark.slow),
+        ("dependent", "layer"),
+    ],
 )
 def test_the_other_variants_learn_too(
     kind: str, granularity: str, network: nn.Module, data: Data, tmp_path: Path

@@ -117,7 +117,7 @@ def test_a_run_that_was_not_measured_is_in_the_table_only() -> None:
     alone = comparison(a=unmeasured, b=unmeasured)
     assert alone.budgets == ()
     assert "<svg" not in render_comparison(alone)
-    assert any(line.startswith("[1] a") for line in lines(alone))
+    assert any(line.split()[:2] == ["[1]", "a"] for line in lines(alone))
 
 
 def test_other_checkpoints_and_older_reports_are_noted() -> None:
@@ -154,7 +154,7 @@ def test_the_tables_fit_into_80_columns() -> None:
     found = boosted_and_plain()
     text = lines(found)
     assert all(len(line) <= 80 for line in text)
-    row = " ".join(next(line for line in text if line.startswith("[2] plain")).split())
+    row = " ".join(next(line for line in text if line.startswith("[2]  plain")).split())
     assert row == "[2] plain boostnet 10.00% 71.00% 62.7 M 50.0% 855.4 k"
     assert "[1] gates.ensemble=boosted" in text
     long = compare([("run" * 20 + str(i), run.report) for i, run in enumerate((*found.runs, *found.runs))])
@@ -162,6 +162,8 @@ def test_the_tables_fit_into_80_columns() -> None:
     assert all(len(line) <= 80 for line in text)
     shown = " ".join(" ".join(text).split())
     assert shown.count("62.7 M 50.0% 855.4 k") == 4
+    # Names of runs differ at their ends: these go on in other lines.
+    assert all(any(re.fullmatch(f"[run]*{i}", line.strip()) for line in text) for i in range(4))
     assert "125.5 M 76.10% 71.10% 76.10% 71.10%" in shown
 
 
