@@ -8,33 +8,28 @@ beside the weights and whose construction does nothing but store values.
 from __future__ import annotations
 
 import argparse
-import encodings.aliases
+import io
 import pathlib
-import pickletools
 import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from adaptify.bounds import brief
+from adaptify.bounds import brief, room
+from adaptify.checkpoint.pickle_costs import UnboundedError
+from adaptify.checkpoint.pickle_scan import scan
 from adaptify.errors import ModelError
 from adaptify.models.user_code import search_working_folder
 
 _REFUSED = re.compile(r"GLOBAL (\S+)")
 _SAVE_WEIGHTS = "save only the weights: torch.save(model.state_dict(), 'weights.pt')"
-# What torch lets a pickle call, with any number: it would take and fill as much memory as that says.
-_FILLS = frozenset({"builtins.bytearray", "__builtin__.bytearray"})
-# Likewise: each call of a codec that makes bytes of bytes can make twice as many of the last one's; the last
-# two take time with the square of a text's length. (Bytes themselves are written as latin1.)
-_ENCODES = "_codecs.encode"
-_CODECS = frozenset({"hex_codec", "base64_codec", "quopri_codec", "uu_codec", "punycode", "idna"})
 _HARMLESS = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_(?!nested)\w+|torch\.\w*Storage|torch\.storage\.\w+"
 )
@@ -55,8 +50,8 @@ def unpickle(path: Path, *, trust: bool) -> Any:
         search_working_folder()
     else:
         named, stopped = _scan(path)
-        if unbounded := next((name for name in named if _is_unbounded(name)), None):
-            raise _more_than_tensors(path, f"{unbounded}, which could take any amount of memory")
+        if isinstance(stopped, UnboundedError):
+            raise _more_than_tensors(path, f"{stopped}, which could take any amount of memory") from stopped
         if stopped is not None:
             raise _explain(stopped, path, named) from stopped
     try:
@@ -102,16 +97,15 @@ def _more_than_tensors(path: Path, what: str) -> ModelError:
     )
 
 
-def _is_unbounded(name: str) -> bool:
-    return name in _FILLS or name.startswith(f"{_ENCODES} with ")
-
-
 def _scan(path: Path) -> tuple[tuple[str, ...], Exception | None]:
     """What a file names besides what is allowed, and what ended the search early. Nothing is imported."""
     named: dict[str, None] = {}
+    values = (entry if isinstance(entry, tuple) else (entry, _full_name(entry)) for entry in _plain_values())
+    allowed = {name for _, name in values}
     try:
-        for name in _other_globals(path):
-            named[name] = None
+        for name in _globals(path):
+            if name not in allowed and not _HARMLESS.fullmatch(name):
+                named[name] = None
     except OSError:
         raise
     except Exception as error:  # the readers of archives and pickles let through what their parts raise
@@ -119,55 +113,20 @@ def _scan(path: Path) -> tuple[tuple[str, ...], Exception | None]:
     return tuple(named), None
 
 
-def _other_globals(path: Path) -> Iterator[str]:
+def _globals(path: Path) -> Iterator[str]:
+    most = room(path.stat().st_size)
     with path.open("rb") as file:
         if file.read(2) != b"PK":
             # The older format is a row of pickles: magic number, protocol, system, object, keys.
             file.seek(0)
-            yield from _named(file, pickles=5)
+            yield from scan(file, 5, most)
             return
     with zipfile.ZipFile(path) as archive:
         # All that torch could take for it: names may be there twice, or differ in their case.
         for entry in archive.infolist():
             if entry.filename.lower().endswith("data.pkl"):
-                with archive.open(entry) as member:
-                    yield from _named(member, pickles=1)
-
-
-def _named(file: IO[bytes], *, pickles: int) -> Iterator[str]:
-    values = (entry if isinstance(entry, tuple) else (entry, _full_name(entry)) for entry in _plain_values())
-    allowed = {name for _, name in values}
-    encodes, codec = False, ""
-    for _ in range(pickles):
-        texts: list[str] = []  # texts in the order in which they are put on the stack
-        memo: list[str] = []
-        argument: Any
-        for opcode, argument, _ in pickletools.genops(file):
-            name = ""
-            if opcode.name == "GLOBAL":
-                name = str(argument).replace(" ", ".")
-            elif opcode.name == "STACK_GLOBAL":
-                name = ".".join(texts[-2:])
-            elif opcode.name == "MEMOIZE":
-                memo.append(texts[-1] if texts else "")
-            elif opcode.name in {"BINGET", "LONG_BINGET"} and argument < len(memo):
-                texts.append(memo[argument])
-            elif isinstance(argument, str):
-                texts.append(argument)
-                codec = codec or (argument if _codec_of(argument) in _CODECS else "")
-            encodes = encodes or name == _ENCODES
-            if encodes and codec:
-                yield f"{_ENCODES} with {codec}"
-            if name and not _HARMLESS.fullmatch(name) and name not in allowed:
-                yield name
-
-
-def _codec_of(text: str) -> str:
-    """The module of the codec that a text is a name of; some other text where it is none."""
-    if len(text) > 32:
-        return ""
-    name = encodings.normalize_encoding(text.lower()).replace(".", "_")
-    return encodings.aliases.aliases.get(name, name)
+                # As a whole, for an entry of an archive is slow in giving out single bytes.
+                yield from scan(io.BytesIO(archive.read(entry)), 1, most)
 
 
 def _full_name(value: Callable[..., Any]) -> str:
