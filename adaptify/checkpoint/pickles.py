@@ -18,11 +18,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from adaptify.bounds import brief, room
+from adaptify.checkpoint import numpy_values
 from adaptify.checkpoint.pickle_costs import UnboundedError
 from adaptify.checkpoint.pickle_scan import scan
 from adaptify.errors import ModelError
@@ -30,8 +29,10 @@ from adaptify.models.user_code import search_working_folder
 
 _REFUSED = re.compile(r"GLOBAL (\S+)")
 _SAVE_WEIGHTS = "save only the weights: torch.save(model.state_dict(), 'weights.pt')"
+# What torch allows, and is not to blame where a file cannot be read.
 _HARMLESS = re.compile(
-    r"collections\.OrderedDict|torch\._utils\._rebuild_(?!nested)\w+|torch\.\w*Storage|torch\.storage\.\w+"
+    r"collections\.(OrderedDict|Counter)|builtins\.(set|bytearray|complex)|_codecs\.encode|torch\.(Size|device)"
+    r"|torch\._utils\._rebuild_(?!nested)\w+|torch\.\w*Storage|torch\.storage\.\w+"
 )
 
 
@@ -138,30 +139,18 @@ def _plain_values() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]
     """Classes whose instances are values and nothing more, under the names that pickles use for them."""
     allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
         argparse.Namespace,
-        np.ndarray,
-        np.dtype,
-        *{type(np.dtype(code)) for code in np.typecodes["All"]},
+        (numpy_values.Array, "numpy.ndarray"),
+        (numpy_values.Type, "numpy.dtype"),
     ]
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         # Pickles name numpy's functions by where they lived at the time.
-        allowed += [(_array, f"{module}._reconstruct"), (_scalar, f"{module}.scalar")]
+        allowed += [
+            (numpy_values.array, f"{module}._reconstruct"),
+            (numpy_values.scalar, f"{module}.scalar"),
+        ]
     for module in ("pathlib", "pathlib._local"):
         # Paths of the other system cannot be instantiated; what a path means here is only its text.
         for pure in (pathlib.PurePosixPath, pathlib.PureWindowsPath):
             for name in (pure.__name__, pure.__name__.removeprefix("Pure")):
                 allowed.append((pure, f"{module}.{name}"))
     return allowed
-
-
-def _array(kind: type, shape: tuple[int, ...], code: bytes) -> npt.NDArray[Any]:
-    """Make an array to be filled, as numpy writes it: an empty one, where numpy would take any shape."""
-    if kind is not np.ndarray or tuple(shape) != (0,):
-        raise ValueError(f"an array is made with the shape {shape}")
-    return np.empty(0)
-
-
-def _scalar(dtype: np.dtype[Any], value: bytes) -> Any:
-    """Make a number from its bytes; numpy would take any size, and fill in what is missing."""
-    if dtype.hasobject or not isinstance(value, bytes) or len(value) != dtype.itemsize:
-        raise ValueError(f"a number of type {dtype} is made of something else than its bytes")
-    return np.frombuffer(value, dtype)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import io
+import pickle
 import struct
 import zipfile
 from pathlib import Path
@@ -158,8 +159,9 @@ SOUND: dict[str, Any] = {
     "counted": collections.Counter(range(10_000)),
     "ordered": collections.OrderedDict((str(key), [key]) for key in range(10_000)),
     "keys of tuples": {(row, (column, "x")): None for row in range(100) for column in range(100)},
-    "arrays": {"a": np.arange(10_000.0), "b": np.float32(2), "c": np.array(["a", "bc"]), "d": b"\xff\0" * 9},
-    "scalars": [np.float64(value) for value in range(5_000)],
+    "bytes": b"\xff\0" * 900,
+    "scalars": [np.float32(2), np.str_("ab"), np.datetime64("2020-01-01"), np.bool_(True)],
+    "many scalars": [np.float64(value) for value in range(5_000)],
     "sizes": {"shape": torch.Size([2, 3]), "device": torch.device("cpu"), "type": torch.float16},
     "deep": nested(100),
 }
@@ -171,6 +173,55 @@ def test_what_training_leaves_is_read(kind: str, how: dict[str, Any], tmp_path: 
     torch.save(SOUND[kind], tmp_path / "good.pth", **how)
     found = unpickle(tmp_path / "good.pth", trust=False)
     assert repr(found) == repr(SOUND[kind])
+
+
+ARRAYS: dict[str, Any] = {
+    "numbers": np.arange(10_000.0),
+    "the other byte order": np.arange(6, dtype=">i4").reshape(2, 3),
+    "columns": np.asfortranarray(np.arange(6).reshape(2, 3)),
+    "texts": np.array(["a", "bc"]),
+    "days": np.array(["2020-01-01"], dtype="datetime64[D]"),
+    "fields": np.array([(1, 2.0), (3, 4.0)], dtype=[("a", "i4"), ("b", "f8", (1,))]),
+    "objects": np.array([1, "two", None], dtype=object),
+    "one": np.array(3),
+}
+
+
+@pytest.mark.parametrize("kind", list(ARRAYS))
+def test_arrays_are_read(kind: str, tmp_path: Path) -> None:
+    torch.save({"array": ARRAYS[kind]}, tmp_path / "good.pth")
+    found = unpickle(tmp_path / "good.pth", trust=False)["array"]
+    assert found.dtype == pickle.loads(pickle.dumps(ARRAYS[kind], 2)).dtype  # in this machine's byte order
+    assert found.shape == ARRAYS[kind].shape
+    assert found.tolist() == ARRAYS[kind].tolist()
+
+
+class State:
+    """An array or a type with a state that numpy would not have written."""
+
+    def __init__(self, made: Any, state: Any) -> None:
+        self.made, self.state = made, state
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (*self.made.__reduce__()[:2], self.state)
+
+
+HIDDEN = State(np.dtype("V8"), (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0))
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        (1, (10**6,), np.dtype("O"), False, [1]),
+        (1, (1,), HIDDEN, False, b"\x01" * 8),
+        (1, (10**6,), np.dtype("f8"), False, b"\0" * 8),
+    ],
+)
+def test_an_array_takes_no_more_than_its_content(state: tuple[Any, ...], tmp_path: Path) -> None:
+    value = {"weight": torch.ones(1), "extra": State(np.empty(0), state)}
+    torch.save(value, tmp_path / "bad.pth")
+    said = in_little_memory(lambda: read_checkpoint(tmp_path / "bad.pth"))
+    assert said.startswith(f"ModelError: {tmp_path / 'bad.pth'} is damaged or cut short: a")
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
