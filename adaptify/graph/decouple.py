@@ -19,6 +19,7 @@ from adaptify.graph.axes import channel_axis
 from adaptify.graph.channels import Channels
 from adaptify.graph.copying import share_copy
 from adaptify.graph.cost import CostModel
+from adaptify.graph.in_place import may_write
 from adaptify.graph.network import GraphNetwork
 from adaptify.graph.shapes import annotate_shapes
 from adaptify.graph.sites import BlockSite, find_blocks, nodes_between
@@ -197,21 +198,8 @@ def _writes_over(root: nn.Module, source: fx.Node, inside: set[fx.Node]) -> bool
         if not views.intersection(node.all_input_nodes):
             continue
         module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if _is_in_place(node, module):
+        if may_write(node, module):
             return True
         if module is None or next(module.parameters(), None) is None:
             views.add(node)
     return False
-
-
-def _is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
-    if module is not None:
-        return bool(getattr(module, "inplace", False))
-    name = node.target if isinstance(node.target, str) else node.target.__name__
-    flags = (*node.args[1:], node.kwargs.get("inplace"))
-    return (
-        name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")) or any(f is True for f in flags)
-    )
-
-
-_IN_PLACE = frozenset(("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod", "setitem"))

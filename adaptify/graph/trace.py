@@ -19,6 +19,7 @@ from torch import fx, nn
 from adaptify.errors import ModelError
 from adaptify.graph.adapters import ADAPTERS
 from adaptify.graph.copying import share_copy
+from adaptify.graph.in_place import Proxy, read_what_was_written
 from adaptify.graph.shapes import annotate_shapes
 
 
@@ -93,6 +94,7 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], *, leaves: Sequen
         module.training = original.training
     graph = evaluation.graph
     _adopt_constants(root, evaluation.root, graph)
+    read_what_was_written(root, graph)
     _name_nodes(graph)
     annotate_shapes(root, graph, input_shape)
     own_exits = _return_last(graph)
@@ -145,6 +147,10 @@ class _Tracer(fx.Tracer):
         if name not in parameter_proxy_cache:
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
         return parameter_proxy_cache[name]
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return the value of a node, to be computed with."""
+        return Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.leaves or isinstance(m, self.leaf_types):

@@ -15,6 +15,7 @@ from adaptify.data.holdout import stratified_split
 from adaptify.data.identity import check_apart
 from adaptify.data.loaders import LoaderSource
 from adaptify.errors import ModelError, UsageError
+from adaptify.graph.agreement import check_agreement
 from adaptify.graph.copying import share_copy
 from adaptify.graph.trace import trace
 from adaptify.input_spec import InputSpec
@@ -54,7 +55,9 @@ def open_module(
         architecture = replace(resolve(arch, arch_kwargs or {}), input=input)
         _check_same(own, architecture)
     source = Source(checkpoint=f"{type(module).__name__} (a module)", sha256=_digest(own))
-    network = traced_network(trace(own, input.shape), architecture, source, ())
+    traced = trace(own, input.shape)
+    check_agreement(own, traced)
+    network = traced_network(traced, architecture, source, ())
     keep(architecture.name, network.traced.root)
     return network
 

@@ -17,6 +17,7 @@ from adaptify.data import Data, check_labels, open_data
 from adaptify.data.open import Part
 from adaptify.errors import UsageError
 from adaptify.files import sha256
+from adaptify.graph.agreement import check_agreement
 from adaptify.graph.cost import CostModel
 from adaptify.graph.trace import Traced, trace
 from adaptify.input_spec import InputSpec
@@ -88,6 +89,7 @@ def open_network(model: ModelSection, data: DataSection | None = None, *, seed: 
     source = Source(checkpoint=model.checkpoint, sha256=loaded.checkpoint.sha256)
     architecture = _with_input(loaded.architecture, data)
     traced = trace(loaded.module.eval(), architecture.input.shape)
+    check_agreement(loaded.module, traced)
     return traced_network(traced, architecture, source, loaded.notes)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from families import GatedFamily
+from gated_nets import gated
 from skipping_nets import (
     CPU,
     KINDS,
@@ -17,9 +18,11 @@ from skipping_nets import (
     row_difference,
     set_cost,
 )
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from adaptify.errors import ModelError
+from adaptify.graph.trace import trace
 from adaptify.runtime.gated import GatedModel
 from adaptify.runtime.skipping.costs import BlockCost
 from adaptify.runtime.skipping.model import SkippingModel
@@ -132,3 +135,20 @@ def test_it_owns_its_tensors() -> None:
         for parameter in model.parameters():
             parameter.fill_(0.5)
         assert torch.equal(fast(images), before)
+
+
+def test_what_a_closed_block_wrote_over_is_written_all_the_same() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.conv(functional.relu(x, inplace=True))  # the sum reads what relu left of x
+
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), *(Block() for _ in range(4)), nn.Flatten(), nn.Linear(8 * 64, 4)
+    )
+    model = gated(trace(network.eval(), (3, 8, 8)), granularity="layer", kind="dependent")
+    assert worst(model, [NEVER_MOVE, BlockCost(fixed=0.0, row=1.0, move=0.0)]) < TOLERANCE
