@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from random import Random
 from typing import Any
@@ -46,11 +47,11 @@ def damaged(value: Any, random: Random) -> Any:
     for _ in range(random.randint(1, 3)):
         places = _places(value)
         if not places:
-            return random.choice(NASTY)
+            return _nasty(random)
         holder, key = random.choice(places)
         action = random.randint(0, 5)
         if action <= 2:
-            holder[key] = random.choice(NASTY)
+            holder[key] = _nasty(random)
         elif action == 3:
             del holder[key]
         elif action == 4:
@@ -58,10 +59,15 @@ def damaged(value: Any, random: Random) -> Any:
             if name in other if isinstance(other, dict) else name < len(other):
                 holder[key] = json.loads(json.dumps(other[name]))
         elif isinstance(holder, dict):
-            holder["unknown"] = random.choice(NASTY)
+            holder["unknown"] = _nasty(random)
         else:
             holder.extend(json.loads(json.dumps(holder[key : key + 1])) * random.choice((1, 100)))
     return value
+
+
+def _nasty(random: Random) -> Any:
+    # A copy: what is put into a value may be changed there, and even be put into itself.
+    return copy.deepcopy(random.choice(NASTY))
 
 
 def written(value: Any) -> str:
