@@ -16,6 +16,7 @@ from adaptify.progress import SILENT, Progress
 from adaptify.training.features import FeatureCache
 from adaptify.training.linear_loss import LOSSES, LinearLoss, hinge_loss
 from adaptify.training.site_rows import SiteRows
+from adaptify.training.threads import threads_for
 
 __all__ = ["LOSSES", "LinearGate", "hinge_loss", "train_linear_gates"]
 
@@ -120,7 +121,10 @@ class _Solver:
         weight, bias = parameters[:-1], parameters[-1]
         generator = torch.Generator().manual_seed(self.seed)
         averaged = 0
-        with progress.stage(f"train the gate at {name}", self.epochs) as stage:
+        with (
+            progress.stage(f"train the gate at {name}", self.epochs) as stage,
+            threads_for(self.batch_size * parameters.numel()),
+        ):
             for epoch in range(self.epochs):
                 seen = 0
                 for values, labels in cache.minibatches(name, self.batch_size, generator):

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adaptify.errors import UsageError
+from adaptify.progress import SilentProgress, Stage
 from adaptify.training.features import FeatureCache, cache_features
 from adaptify.training.linear import LOSSES, LinearGate, hinge_loss, train_linear_gates
 
@@ -156,6 +159,44 @@ def test_the_same_seed_gives_the_same_gates_and_sites_do_not_meddle() -> None:
     assert both["b"].weight.equal(alone["b"].weight)
     assert both["b"].bias.equal(alone["b"].bias)
     assert not other["b"].weight.equal(alone["b"].weight)
+
+
+class Threads(SilentProgress):
+    """Notes how many threads there are when work tells how far it is."""
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+
+    def stage(self, name: str, total: int | None = None) -> AbstractContextManager[Stage]:
+        return nullcontext(self)
+
+    def advance(self, n: int = 1, **figures: float) -> None:
+        self.seen.add(torch.get_num_threads())
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("width", "threads"), [(8, 1), (20_000, 2)])
+def test_small_problems_take_one_thread(width: int, threads: int, two_threads: None) -> None:
+    values, labels = clusters(300, width, 3, spread=1.0)
+    progress = Threads()
+    with cached(labels, site=values) as cache:
+        train_linear_gates(cache, 3, epochs=2, progress=progress)
+    assert progress.seen == {threads}
+    assert torch.get_num_threads() == 2
+
+
+def test_threads_come_back_after_an_error(two_threads: None) -> None:
+    values, labels = clusters(300, 8, 3, spread=1.0)
+    with cached(labels, site=values) as cache, pytest.raises(UsageError, match="diverged"):
+        train_linear_gates(cache, 3, lr=1e30, epochs=2)
+    assert torch.get_num_threads() == 2
 
 
 def test_memory_and_disk_give_the_same_gates() -> None:
