@@ -14,6 +14,7 @@ from pydantic import Field
 from adaptify.data import Data
 from adaptify.errors import TargetError
 from adaptify.graph.cost import CostModel
+from adaptify.graph.sites import ExitSite
 from adaptify.graph.trace import Traced
 from adaptify.methods.base import ExitFit, FitContext, GatingMethod, Section, register
 from adaptify.methods.exits import choose_sites, train_exits
@@ -24,6 +25,9 @@ from adaptify.runtime.policy import GATE, ThresholdPolicy
 from adaptify.training.exit_loss import LearnedExitsObjective
 from adaptify.training.options import LoopOptions
 
+_WIDTH = 128  # filters in the paper (section S1.5)
+_GATE_SHARE = 0.08  # of the MACs, that a gate may take unless told otherwise
+
 
 class Gates(Section):
     """Which exits, and where.
@@ -31,12 +35,13 @@ class Gates(Section):
     Attributes:
         sites: Names or globs of exit sites; None puts one after every stage but the last.
         head: The classifier: `convolutional`, as in MSDNet, or `linear`, one layer on the average.
-        width: Filters of the convolutions of classifiers and gates.
+        width: Filters of the convolutions of classifiers and gates; None: the paper's 128, or at each exit as
+            many as a gate can have for 8% of the MACs.
     """
 
     sites: tuple[str, ...] | None = None
     head: Literal["linear", "convolutional"] = "convolutional"
-    width: int = Field(default=128, ge=1, le=1 << 12)
+    width: int | None = Field(default=None, ge=1, le=1 << 12)
 
 
 class Train(LoopOptions):
@@ -72,7 +77,7 @@ class GumbelExits(GatingMethod[Gates, Train]):
                 channels=site.channels,
                 classes=classes,
                 head=options.head,
-                width=options.width,
+                width=options.width or _affordable_width(site, cost),
                 gate=True,
             )
             for site in choose_sites(traced, cost, options.sites)
@@ -106,6 +111,13 @@ class GumbelExits(GatingMethod[Gates, Train]):
             distillation=distil_from_backbone(settings.distill, model, context.device),
         )
         return train_exits(model, data, settings, objective, context, score=GATE)
+
+
+def _affordable_width(site: ExitSite, cost: CostModel) -> int:
+    """The largest power of two, up to the paper's, at which the convolutions of a gate are not too dear."""
+    widths = (_WIDTH >> shift for shift in range(_WIDTH.bit_length()))
+    share = _GATE_SHARE * cost.total
+    return next((w for w in widths if 9 * site.positions * (site.channels + w) * w <= share), 1)
 
 
 def _macs(model: AdaptiveModel) -> tuple[int, ...]:

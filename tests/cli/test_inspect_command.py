@@ -176,12 +176,13 @@ def test_methods_say_whether_they_suit(home: Path, cli: Cli) -> None:
     assert (methods["dgate"]["places"], methods["dgate"]["command"]) == ("2 exits", "retrofit")
     assert methods["dgate"]["least"] > (CONV1 + LAYERS[0]) / facts["macs"]
     assert methods["importance"]["command"] == "prune"
-    # Its convolutional heads cost more than a network for digits.
-    refused = methods["gumbel_exits"]
+    assert methods["gumbel_exits"]["least"] < 0.5  # its default target
+    plain = cli("inspect", "torchvision:squeezenet1_0", "--json").json["methods"]
+    (refused,) = [item for item in plain if item["method"] == "sgad"]
     assert refused["least"] is None
-    assert "train.target=0.5 is out of reach" in refused["reason"]
-    said = cli("inspect", "digits.pt").out
-    assert f"gumbel_exits: {refused['reason'][:30]}" in said
+    assert "has fewer than two residual blocks" in refused["reason"]
+    said = cli("inspect", "torchvision:squeezenet1_0").out
+    assert f"sgad: {refused['reason'][:30]}" in said
     assert said.index("Methods that suit it") < said.index("Methods that do not")
 
 

@@ -21,6 +21,7 @@ from adaptify.graph.cost import CostModel
 from adaptify.graph.trace import trace
 from adaptify.methods import ExitFit, FitContext, find_method
 from adaptify.methods.gumbel_exits import Gates, GumbelExits, Train
+from adaptify.models import resolve
 from adaptify.plan import PlaceExit
 from adaptify.runtime.adaptive import AdaptiveModel
 from adaptify.runtime.policy import GATE, ThresholdPolicy
@@ -72,6 +73,21 @@ def test_classifiers_and_gates_go_after_every_stage_but_the_last() -> None:
     (step,) = exit_steps("gumbel_exits", traced, sites=("layer2",), head="linear")
     assert isinstance(step, PlaceExit)
     assert (step.site, step.head, step.gate) == ("layer2", "linear", True)
+
+
+@pytest.mark.parametrize(
+    ("arch", "widths"), [("adaptify:digits_resnet", [4, 8]), ("adaptify:cifar_resnet56", [16, 32])]
+)
+def test_gates_are_as_wide_as_the_network_can_afford(arch: str, widths: list[int]) -> None:
+    architecture = resolve(arch)
+    traced = trace(architecture.build().eval(), architecture.input.shape)
+    steps = exit_steps("gumbel_exits", traced)
+    assert [step.width for step in steps if isinstance(step, PlaceExit)] == widths
+    model = assemble(traced, steps)
+    assert isinstance(model, AdaptiveModel)
+    GumbelExits(Gates(), Train()).check(model)  # the default target is within reach
+    for head in model.head_macs:
+        assert sum(head) < 0.1 * model.cost.total
 
 
 @pytest.mark.parametrize(("head", "kind"), [("convolutional", ConvHead), ("linear", ExitHead)])
