@@ -184,8 +184,18 @@ def test_a_plan_that_does_not_fit_the_network_is_refused(model: AdaptiveModel, t
 def test_tensors_that_do_not_belong_to_the_plan_are_refused(model: AdaptiveModel, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     adaptify.save(model, path)
-    rewrite(path, steps=[])
+    rewrite(path, steps=[], policy=None)
     with pytest.raises(ModelError, match=r"gates\.layer1\.linear\.bias is not part of the network"):
+        adaptify.load(path)
+
+
+def test_a_policy_for_other_exits_is_refused_before_anything_runs(
+    model: AdaptiveModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    adaptify.save(model, path)
+    rewrite(path, policy=ThresholdPolicy((0.5,) * 5).to_json())
+    with pytest.raises(UsageError, match=r"model\.safetensors: the policy has 5 thresholds for 2 exits"):
         adaptify.load(path)
 
 

@@ -91,7 +91,8 @@ class AdaptiveModel(NetworkView):
         Raises:
             ModelError: The backbone does not map a batch of images to (N, M) scores, or a site is not
                 a place where rows can leave.
-            UsageError: Exits are put into a network that has its own, or `boost` is not one number per exit.
+            UsageError: Exits are put into a network that has its own, or `boost` or the policy is not one number
+                per exit.
         """
         heads = {item.site.name.replace(".", "/"): item.head for item in exits if item.head is not None}
         super().__init__(traced, heads)
@@ -113,9 +114,17 @@ class AdaptiveModel(NetworkView):
         learned = bool(exits) and all(isinstance(item.head, LearnedExit) for item in exits)
         score = GATE if learned else "distance"
         self.policy: ThresholdPolicy = policy or never_leave(len(self.exits), score)
+        self._check_length(self.policy)
         self.rescale_gradients = False
         self._segments, self._branches = branch(traced, self.exits, own)
         self.train(traced.root.training)
+
+    def _check_length(self, policy: ThresholdPolicy) -> None:
+        if len(policy.thresholds) != len(self.exits):
+            raise UsageError(
+                f"the policy has {len(policy.thresholds)} thresholds for {len(self.exits)} exits",
+                "Give one threshold per exit, in order; inf for an exit never taken.",
+            )
 
     def forward(self, images: Tensor) -> Any:
         """Logits (N, M) in evaluation; `Everything` in training."""
@@ -134,11 +143,7 @@ class AdaptiveModel(NetworkView):
             final = self._walk(images, lambda index, read: None)
             return Outcome(final, torch.zeros(len(final), dtype=torch.int64, device=final.device))
         policy = self.policy
-        if len(policy.thresholds) != len(self.exits):
-            raise UsageError(
-                f"the policy has {len(policy.thresholds)} thresholds for {len(self.exits)} exits",
-                "Give one threshold per exit, in order; inf for an exit never taken.",
-            )
+        self._check_length(policy)
         learned = policy.score == GATE
         state: tuple[Tensor, ...] = (images.contiguous(memory_format=self.memory_format),)
         # Rows are kept in the order in which they end: those that still run first, then those that left, the
