@@ -72,7 +72,7 @@ def load(
         architecture = Architecture.from_json(plan.architecture)
     if not architecture.is_public and not trust_code:
         raise ModelError(
-            f"{path} is built by {architecture.name}: loading it runs that code",
+            f"{path} is built by {brief(architecture.name)}: loading it runs that code",
             "If it is yours or you trust it, allow it: --trust-code, or load(..., trust_code=True).",
         )
     with _naming(path):

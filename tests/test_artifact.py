@@ -189,9 +189,7 @@ def test_tensors_that_do_not_belong_to_the_plan_are_refused(model: AdaptiveModel
         adaptify.load(path)
 
 
-def test_a_policy_for_other_exits_is_refused_before_anything_runs(
-    model: AdaptiveModel, tmp_path: Path
-) -> None:
+def test_a_policy_for_other_exits_is_refused(model: AdaptiveModel, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     adaptify.save(model, path)
     rewrite(path, policy=ThresholdPolicy((0.5,) * 5).to_json())

@@ -91,8 +91,8 @@ class AdaptiveModel(NetworkView):
         Raises:
             ModelError: The backbone does not map a batch of images to (N, M) scores, or a site is not
                 a place where rows can leave.
-            UsageError: Exits are put into a network that has its own, or `boost` or the policy is not one number
-                per exit.
+            UsageError: Exits are put into a network that has its own, or `boost` or the policy does not have
+                one number per exit.
         """
         heads = {item.site.name.replace(".", "/"): item.head for item in exits if item.head is not None}
         super().__init__(traced, heads)
