@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from adaptify.bounds import brief
 from adaptify.errors import ModelError
 from adaptify.graph.program import compile_graph
 from adaptify.graph.trace import Traced
@@ -26,13 +27,21 @@ def check_agreement(network: nn.Module, traced: Traced) -> None:
         traced: Its graph, in evaluation mode.
 
     Raises:
-        ModelError: Their logits differ.
+        ModelError: Their logits differ, or one of them fails.
     """
     tensor = next(network.parameters(), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *traced.input_shape, generator=generator).to(tensor.device, tensor.dtype)
     run = compile_graph(traced.graph)
-    wanted, found = _run(network, images), _run(lambda images: run(traced.root, images), images)
+    try:
+        wanted, found = _run(network, images), _run(lambda images: run(traced.root, images), images)
+    except MemoryError:
+        raise
+    except Exception as error:  # from code that is not ours
+        raise ModelError(
+            f"{type(network).__name__} fails on two images of noise: {brief(error) or type(error).__name__}",
+            f"It has to run on the CPU, for images of shape {tuple(images.shape)} and type {images.dtype}.",
+        ) from error
     if not isinstance(wanted, Tensor) or not isinstance(found, Tensor):
         return  # that it returns no logits is for others to say
     limit = _TOLERANCE * float(wanted.abs().max())

@@ -144,3 +144,15 @@ def test_what_no_graph_shows_is_found_by_running_both() -> None:
     network(torch.zeros(1, 3, 4, 4))
     with pytest.raises(ModelError, match="the graph of Counts computes something else"):
         check_agreement(network, traced)
+
+
+def test_a_network_that_fails_says_so() -> None:
+    class Fails(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)
+
+    network = Fails()
+    traced = trace(network, (3, 4, 4))
+    network.forward = lambda x: 1 / 0  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match="Fails fails on two images of noise: division by zero"):
+        check_agreement(network, traced)
