@@ -78,12 +78,22 @@ def _silence(head: nn.Module | None) -> None:
         nn.init.zeros_(head.linear.bias)
 
 
+MOST_RESHAPES = 24
+"""How often layers may be taken apart or out. Each takes a moment, and a file could ask for any number."""
+
+
 def reshape(traced: Traced, steps: Sequence[Step]) -> Traced:
     """Return the network as the steps that change its layers leave it; gates are passed over.
 
     Raises:
-        ModelError: A step does not fit the network that those before it leave.
+        ModelError: A step does not fit the network that those before it leave, or there are too many.
     """
+    shaping = sum(isinstance(step, (DecoupleBlocks, RemoveBlocks, RemoveChannels)) for step in steps)
+    if shaping > MOST_RESHAPES:
+        raise ModelError(
+            f"the network was reshaped {shaping} times, and {MOST_RESHAPES} are the most that is done again",
+            "Prune the network that it came from, once, to the target of the last time.",
+        )
     for step in steps:
         if isinstance(step, DecoupleBlocks):
             traced = decouple(traced, _blocks(traced, step.blocks))
