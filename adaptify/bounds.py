@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from adaptify.errors import AdaptifyError, UsageError
 
 MOST_TEXT = 64 << 20
 """Bytes of a text file that is read whole, as JSON."""
@@ -30,6 +33,7 @@ MOST_CHANNELS = 1 << 12
 """Channels of the images that a network takes."""
 
 _FREE = 64 << 20
+_WRITTEN = "the file was written by version"
 _RATIO = 20
 
 
@@ -64,6 +68,33 @@ def parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from error
     check_depth(value)
     return value
+
+
+def refuse_newer(
+    value: Mapping[str, Any],
+    newest: int,
+    source: object,
+    *,
+    what: str = "version",
+    error: type[AdaptifyError] = UsageError,
+) -> None:
+    """Refuse a file of a format that is newer than this adaptify.
+
+    Args:
+        value: What the file holds, with the `version` of its format and that of the `adaptify` behind it.
+        newest: The newest version of the format that is known.
+        source: What errors call the file.
+        what: What errors call the version.
+        error: Which error it is.
+
+    Raises:
+        AdaptifyError: It is.
+    """
+    version = value.get("version")
+    if isinstance(version, int) and version > newest:
+        writer = value.get("adaptify")
+        hint = "Update adaptify" if writer is None else f"Update adaptify: {_WRITTEN} {brief(writer)}"
+        raise error(f"{source} has {what} {version}; this adaptify reads version {newest}", f"{hint}.")
 
 
 def brief(what: object, most: int = 200) -> str:

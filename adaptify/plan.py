@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from adaptify.bounds import brief, parse_json
+from adaptify.bounds import brief, parse_json, refuse_newer
 from adaptify.errors import ModelError
 from adaptify.version import VERSION
 
@@ -264,12 +264,7 @@ def parse_plan(text: str, source: str) -> Plan:
         ) from error
     if not isinstance(value, Mapping) or value.get("format") != FORMAT:
         raise ModelError(f"{source} holds no adaptify plan", "Name a model.safetensors that adaptify wrote.")
-    version = value.get("version")
-    if isinstance(version, int) and version > PLAN_VERSION:
-        raise ModelError(
-            f"{source} has plan version {version}; this adaptify reads version {PLAN_VERSION}",
-            f"Update adaptify: the file was written by version {brief(value.get('adaptify', 'unknown'))}.",
-        )
+    refuse_newer(value, PLAN_VERSION, source, what="plan version", error=ModelError)
     try:
         return Plan.model_validate(value)
     except ValidationError as error:

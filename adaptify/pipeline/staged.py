@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from adaptify.bounds import brief, parse_json, read_text
+from adaptify.bounds import brief, parse_json, read_text, refuse_newer
 from adaptify.errors import UsageError
 from adaptify.files import write_text
 from adaptify.models.registry import is_user_code
@@ -225,11 +225,7 @@ def _read(path: Path) -> Stages:
     file = path / INDEX
     try:
         value = parse_json(read_text(file))
-        version = value.get("version")
-        if isinstance(version, int) and version > _VERSION:
-            raise UsageError(
-                f"{file} has version {version}; this adaptify reads version {_VERSION}", "Update adaptify."
-            )
+        refuse_newer(value, _VERSION, file)
         return Stages.model_validate(value["recipe"])
     except (OSError, ValueError, AttributeError, KeyError, TypeError, ValidationError) as error:
         raise UsageError(f"{file} is damaged: {brief(error)}", "Start anew.") from error

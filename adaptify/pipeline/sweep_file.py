@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from adaptify.bounds import brief, parse_json, read_text
+from adaptify.bounds import brief, parse_json, read_text, refuse_newer
 from adaptify.errors import UsageError
 from adaptify.files import write_text
 from adaptify.pipeline.part_run import Command
@@ -90,11 +90,7 @@ def read_index(path: Path) -> tuple[tuple[Point, ...], Search | None]:
         raise UsageError(f"{path} is no sweep: it has no {INDEX}", "Name the folder of one, as in sweeps/.")
     try:
         value = parse_json(read_text(file))
-        version = value.get("version")
-        if isinstance(version, int) and version > _VERSION:
-            raise UsageError(
-                f"{file} has version {version}; this adaptify reads version {_VERSION}", "Update adaptify."
-            )
+        refuse_newer(value, _VERSION, file)
         points = tuple(_point(item) for item in value["points"])
         return points, _search(value.get("search"), points)
     except (OSError, ValueError, AttributeError, KeyError, TypeError, ValidationError) as error:

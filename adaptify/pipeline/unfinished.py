@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, ValidationError
 
-from adaptify.bounds import brief, parse_json, read_text
+from adaptify.bounds import brief, parse_json, read_text, refuse_newer
 from adaptify.data import Data
 from adaptify.data.identity import state
 from adaptify.environment import describe_environment
@@ -302,12 +302,7 @@ def read_unfinished(path: Path) -> Unfinished:
     file = path / folder.UNFINISHED
     try:
         value = parse_json(read_text(file))
-        version = value.get("version")
-        if isinstance(version, int) and version > BEGINNING_VERSION:
-            raise UsageError(
-                f"{file} has version {version}; this adaptify reads version {BEGINNING_VERSION}",
-                f"Update adaptify: the run began with version {brief(value.get('adaptify', 'unknown'))}.",
-            )
+        refuse_newer(value, BEGINNING_VERSION, file)
         beginning = Beginning.model_validate(value)
         try:
             schema = recipe_type(str(beginning.recipe.get("method")))

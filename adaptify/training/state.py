@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adaptify.bounds import brief, parse_json
+from adaptify.bounds import brief, parse_json, refuse_newer
 from adaptify.errors import UsageError
 from adaptify.files import atomic_write, write_tensors
 from adaptify.parallel import group
@@ -214,12 +214,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise _DamagedError("it is no state of a training")
-            version = int(metadata["version"])
-            if version > STATE_VERSION:
-                raise UsageError(
-                    f"{path} has state version {version}; this adaptify reads version {STATE_VERSION}",
-                    f"Update adaptify: the file was written by version {metadata.get('adaptify')}.",
-                )
+            refuse_newer(
+                {**metadata, "version": int(metadata["version"])}, STATE_VERSION, path, what="state version"
+            )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata["sha256"] != _checksum(metadata["facts"], tensors):
             raise _DamagedError("its checksum is another one")

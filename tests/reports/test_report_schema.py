@@ -33,7 +33,7 @@ def test_unknown_keys_are_passed_over() -> None:
 
 
 def test_a_newer_version_is_refused_with_what_to_do() -> None:
-    with pytest.raises(UsageError, match="has version 2, and this adaptify reads version 1") as caught:
+    with pytest.raises(UsageError, match="has version 2; this adaptify reads version 1") as caught:
         parse_report(sample_report(version=2), "runs/a/report.json")
     assert "runs/a/report.json" in caught.value.message
     assert "Update adaptify" in caught.value.hint

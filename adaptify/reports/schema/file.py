@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from adaptify.bounds import brief, parse_json, read_text
+from adaptify.bounds import brief, parse_json, read_text, refuse_newer
 from adaptify.errors import UsageError
 from adaptify.files import write_text
 from adaptify.reports.schema.report import FORMAT, VERSION, Report
@@ -27,12 +27,7 @@ def parse_report(value: Any, source: str = "report") -> Report:
     """
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise UsageError(f"{source} is no adaptify report", "Name a run folder, or the report.json in it.")
-    version = value.get("version")
-    if isinstance(version, int) and version > VERSION:
-        raise UsageError(
-            f"{source} has version {version}, and this adaptify reads version {VERSION}",
-            "Update adaptify, or use the one that made the report.",
-        )
+    refuse_newer(value, VERSION, source)
     try:
         return Report.model_validate(value)
     except ValidationError as error:
