@@ -115,6 +115,7 @@ def replace_all(temporaries: Sequence[Path], targets: Sequence[Path]) -> None:
 
 def _second_name(file: Path, name: Path) -> Path | None:
     """Let a file have a second name, so that the first can be given away; None if there is no such file."""
+    name.unlink(missing_ok=True)  # of a process that was killed here
     try:
         os.link(file, name)
     except FileNotFoundError:
