@@ -57,6 +57,10 @@ FAMILIES: dict[str, Builder] = {
 }
 
 
+# Twins of others here in what their graphs are made of, and the dearest one: they take their turn in slow runs.
+SLOW = ("wide_resnet50_2", "resnext50_32x4d", "regnet_x_400mf", "efficientnet_v2_s", "maxvit_t")
+
+
 class Family:
     """A network of a family with random weights, traced and counted once."""
 
@@ -89,7 +93,10 @@ def build(name: str, **kwargs: Any) -> Family:
 
 
 # One family is alive at a time: pytest runs the tests of all files that want it before it goes to the next.
-@pytest.fixture(scope="session", params=FAMILIES)
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in FAMILIES],
+)
 def family(request: pytest.FixtureRequest) -> Family:
     """Each of the torchvision families in turn."""
     return build(request.param)

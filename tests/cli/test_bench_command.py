@@ -51,6 +51,7 @@ def test_a_run_beside_what_it_started_from(home: Path, cli: Cli) -> None:
     assert snapshot(home) == before
 
 
+@pytest.mark.slow
 def test_the_tables_fit_a_terminal(home: Path, cli: Cli) -> None:
     said = cli("bench", RUN, *QUICK, "8")
     assert said.code == 0, said.err

@@ -208,6 +208,7 @@ def test_what_is_stopped_says_how_to_go_on(sent: signal.Signals, code: int, home
     assert names == {"checkpoints", "metrics.csv", "recipe.yaml", "states", "unfinished.json"}
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_stops_at_once(home: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, str(KILLING), "leave", "0", "retrofit", *QUICK, *GUMBEL, "train.epochs=100000"],

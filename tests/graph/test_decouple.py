@@ -300,15 +300,28 @@ def test_tokens_are_decoupled_along_the_last_axis():
     assert small.root.down.in_features == small.root.up.out_features == 2
 
 
-def test_a_block_that_writes_over_its_input_stays_coupled():
+def test_a_block_that_writes_over_its_input_through_a_view_stays_coupled():
+    def forward(m: Net, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        return m.head((x + m.last(m.relu(x.flatten(2)).unflatten(2, (8, 8)))).mean((2, 3)))
+
+    net = Net(forward, stem=conv(3, 4), relu=nn.ReLU(inplace=True), last=conv(4, 4), head=nn.Linear(4, 2))
+    apart = decouple(trace(scramble(net), (3, 8, 8)))
+    assert not find_adapters(apart)
+    assert "writes over its input" in apart.notes[-1]
+
+
+def test_a_block_begins_after_what_is_written_over():
     def forward(m: Net, x: Tensor) -> Tensor:
         x = m.stem(x)
         return m.head((x + m.last(m.relu(x))).mean((2, 3)))
 
     net = Net(forward, stem=conv(3, 4), relu=nn.ReLU(inplace=True), last=conv(4, 4), head=nn.Linear(4, 2))
     apart = decouple(trace(scramble(net), (3, 8, 8)))
-    assert not find_adapters(apart)
-    assert "writes over its input" in apart.notes[-1]
+    assert find_adapters(apart)
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(run(apart, images), net(images))
 
 
 def test_only_the_given_blocks_are_decoupled():
