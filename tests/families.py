@@ -57,7 +57,7 @@ FAMILIES: dict[str, Builder] = {
 }
 
 
-# Twins of others here in what their graphs are made of, and the dearest one: they take their turn in slow runs.
+# Twins of others in what their graphs are made of, and the dearest one: they take their turn in slow runs.
 SLOW = ("wide_resnet50_2", "resnext50_32x4d", "regnet_x_400mf", "efficientnet_v2_s", "maxvit_t")
 
 
