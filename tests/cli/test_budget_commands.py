@@ -26,7 +26,10 @@ METHODS = {
 RUN = Path("run")
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name == "sgad" else ()) for name in METHODS],
+)
 def with_run(
     request: pytest.FixtureRequest, finished: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:

@@ -135,6 +135,7 @@ def test_each_gate_is_placed_with_a_grid_of_its_own(network: nn.Module) -> None:
     assert [(step.site, step.pool) for step in steps] == [("layer1", 4), ("layer3", 2)]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_gates(network: nn.Module, data: Data, tmp_path: Path) -> None:
     first, second = (fitted(network, data, tmp_path)[1] for _ in range(2))
     assert torch.equal(first.exits[0].head.linear.weight, second.exits[0].head.linear.weight)
