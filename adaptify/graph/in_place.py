@@ -54,12 +54,14 @@ def may_write(node: fx.Node, module: nn.Module | None) -> bool:
 def read_what_was_written(root: nn.Module, graph: fx.Graph) -> None:
     """Let nodes that come after an operation in place read its result instead of its operand.
 
-    The network computes the same as before. (Operands that are views of other values are left as they are.)
+    The network computes the same as before; shapes are known. (Operands that are views are left as they are.)
     """
     place = {node: index for index, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         operand = node.args[0] if node.args else node.kwargs.get("input")
-        if not isinstance(operand, fx.Node) or not _returns_its_operand(node, root):
+        # Numbers, such as sizes, are never written over: `n += 1` leaves what else was called n as it is.
+        is_tensor = isinstance(operand, fx.Node) and operand.meta["shape"] is not None
+        if not is_tensor or not _returns_its_operand(node, root):
             continue
         for user in [user for user in operand.users if place[user] > place[node]]:
             user.replace_input_with(operand, node)

@@ -94,9 +94,9 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], *, leaves: Sequen
         module.training = original.training
     graph = evaluation.graph
     _adopt_constants(root, evaluation.root, graph)
-    read_what_was_written(root, graph)
     _name_nodes(graph)
     annotate_shapes(root, graph, input_shape)
+    read_what_was_written(root, graph)
     own_exits = _return_last(graph)
     _drop_checks(graph)
     return Traced(root, graph, input_shape, tuple(notes), own_exits)

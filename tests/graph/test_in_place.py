@@ -128,6 +128,19 @@ def test_graphs_agree_with_what_writes_over_values(network: nn.Module) -> None:
     assert torch.equal(compile_graph(traced.graph)(traced.root, images.clone()), network(images))
 
 
+class CountsOn(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        side = more = x.shape[2]
+        more += 1
+        return x.reshape(-1, 3 * side * side) * more
+
+
+def test_numbers_are_not_written_over() -> None:
+    traced = trace(CountsOn(), (3, 4, 4))
+    images = torch.randn(2, 3, 4, 4)
+    assert torch.equal(compile_graph(traced.graph)(traced.root, images), CountsOn()(images))
+
+
 class Counts(nn.Module):
     """Depends on how often it was called, which a graph does not."""
 
