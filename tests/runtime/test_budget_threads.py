@@ -1,8 +1,9 @@
-"""Turning the knob while a batch runs, in the middle of it or from another thread."""
+"""A network in several threads, and the knob turned while a batch runs."""
 
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -105,3 +106,22 @@ def test_other_threads_may_turn_the_knob_while_batches_run(kind: str, form: str)
         turning.join()
     assert all(seen), "a batch ran under two policies"
     assert len({tuple(match) for match in seen}) > 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_may_share_a_network(kind: str) -> None:
+    model = FORMS["fast"](KINDS[kind]())
+    batches = digits().split(8)
+    with torch.inference_mode():
+        wanted = [model.run(images) for images in batches]
+    # From here on, whatever would be of use for some channels is built at once.
+    for block in getattr(model, "blocks", ()):
+        block.book.eager = True
+
+    def serve(first: int) -> list[bool]:
+        places = [(first + step) % len(batches) for step in range(len(batches))]
+        with torch.inference_mode():
+            return [same(model.run(batches[place]), wanted[place]) for place in places]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(all(found) for found in pool.map(serve, range(0, len(batches), 2)))

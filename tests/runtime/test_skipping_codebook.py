@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -163,3 +165,28 @@ def test_thousands_of_patterns_are_forgotten_again() -> None:
         book.note(number, opened, 1.0, 1e-9)
     assert len(book._lost) <= 4096 + 1
     assert len(book._shares) <= 4096 + 1
+
+
+@pytest.fixture
+def hasty() -> Iterator[None]:
+    """Threads take turns after every few instructions."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_threads_share_a_codebook(hasty: None) -> None:
+    block = Block(seconds=1e-4)
+    book = codebook(block)
+
+    def serve(seed: int) -> None:
+        for number in np.random.default_rng(seed).permutation(2**K - 1).tolist():
+            wanted = as_bits(number + 1, K)
+            found = ask(book, np.flatnonzero(wanted).tolist(), 1e6)
+            assert found is None or found.opened[wanted].all()
+            assert len(book) <= CAPACITY
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(serve, range(4)))
+    assert len(set(block.built)) > CAPACITY

@@ -7,6 +7,7 @@ spent on building as was lost by not having built before.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from typing import Any
@@ -23,6 +24,8 @@ _FIRST_GUESS_S = 0.05  # what building takes, before anything was built
 
 class Codebook:
     """The programs of a block for some of its channels, and what having others would save.
+
+    Several threads may ask at once: one that builds keeps the others waiting, which may want the same.
 
     Args:
         programs: The block.
@@ -41,32 +44,22 @@ class Codebook:
         self._hopeless: set[int] = set()
         self._everything = 0  # all patterns that came, together
         self._build_s = _FIRST_GUESS_S
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._built)
 
     def find(self, pattern: int) -> Narrow | None:
         """The smallest program that has all channels of a pattern (`as_number`); None: the whole block."""
-        if pattern not in self._best:
-            _bound(self._best)
-            fitting = [
-                number
-                for number, item in self._built.items()
-                if number == pattern or (pattern & ~number == 0 and item.masked is not None)
-            ]
-            self._best[pattern] = min(fitting, key=lambda number: self._built[number].share, default=None)
-        found = self._best[pattern]
-        if found is None:
-            return None
-        self._built.move_to_end(found)
-        return self._built[found]
-
-    def share(self, pattern: int, opened: Bits) -> float:
-        """MACs of a program for exactly this pattern, as a part of those of the whole block."""
-        if pattern not in self._shares:
-            _bound(self._shares)
-            self._shares[pattern] = self._programs.share(opened)
-        return self._shares[pattern]
+        with self._lock:
+            if pattern not in self._best:
+                _bound(self._best)
+                self._best[pattern] = self._smallest(pattern)
+            found = self._best[pattern]
+            if found is None:
+                return None
+            self._built.move_to_end(found)
+            return self._built[found]
 
     def note(self, pattern: int, opened: Bits, used: float, seconds: float) -> None:
         """Take down what rows lose for want of a program of their own, and build one when that pays.
@@ -79,18 +72,34 @@ class Codebook:
             used: Share of the block that the rows ran.
             seconds: What they would take in the whole block.
         """
-        self._everything |= pattern
-        if used <= self.share(pattern, opened):
-            return  # and a program for more than these channels would save less than one for them
-        together = as_bits(self._everything, len(opened))
-        for number, bits in {pattern: opened, self._everything: together}.items():
-            gain = (used - self.share(number, bits)) * seconds
-            if gain <= 0 or number in self._built or number in self._hopeless:
-                continue
-            _bound(self._lost)
-            self._lost[number] = self._lost.get(number, 0.0) + gain
-            if self.eager or self._lost[number] > self._build_s:
-                self._build(number, bits)
+        with self._lock:
+            self._everything |= pattern
+            if used <= self._share(pattern, opened):
+                return  # and a program for more than these channels would save less than one for them
+            together = as_bits(self._everything, len(opened))
+            for number, bits in {pattern: opened, self._everything: together}.items():
+                gain = (used - self._share(number, bits)) * seconds
+                if gain <= 0 or number in self._built or number in self._hopeless:
+                    continue
+                _bound(self._lost)
+                self._lost[number] = self._lost.get(number, 0.0) + gain
+                if self.eager or self._lost[number] > self._build_s:
+                    self._build(number, bits)
+
+    def _smallest(self, pattern: int) -> int | None:
+        fitting = [
+            number
+            for number, item in self._built.items()
+            if number == pattern or (pattern & ~number == 0 and item.masked is not None)
+        ]
+        return min(fitting, key=lambda number: self._built[number].share, default=None)
+
+    def _share(self, pattern: int, opened: Bits) -> float:
+        """MACs of a program for exactly this pattern, as a part of those of the whole block."""
+        if pattern not in self._shares:
+            _bound(self._shares)
+            self._shares[pattern] = self._programs.share(opened)
+        return self._shares[pattern]
 
     def _build(self, number: int, opened: Bits) -> None:
         started = time.perf_counter()
