@@ -11,8 +11,9 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 
 import typer
 
@@ -36,7 +37,8 @@ def run(work: Callable[[], object], *, traceback: bool = False) -> int:
         traceback: Whether to print the traceback of what was raised, before its lines.
     """
     try:
-        result = work()
+        with nullcontext() if traceback else _quiet_threads():
+            result = work()
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader (head, less) has gone. Python would complain again when it flushes at exit.
@@ -55,6 +57,22 @@ def run(work: Callable[[], object], *, traceback: bool = False) -> int:
     if code == INTERRUPTED:  # typer turns Ctrl-C into this code itself
         _tell("interrupted", "", INTERRUPTED)
     return code
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Tell in a line what a library's own thread failed with; whoever waits for it hears of it as well."""
+
+    def told(failed: threading.ExceptHookArgs) -> None:
+        if not isinstance(failed.exc_value, Exception):
+            return
+        _print([printable(f"in a thread: {explain(failed.exc_value)[0]}")])
+
+    before, threading.excepthook = threading.excepthook, told
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def explain(error: Exception) -> tuple[str, str, int]:
@@ -113,7 +131,8 @@ def _explain_usage(error: Exception) -> tuple[str, str, int]:
 
 def _explain_os_error(error: OSError) -> tuple[str, str, int]:
     reason = error.strerror or _first_line(error) or type(error).__name__
-    what = f"{error.filename}: {reason}" if error.filename else reason
+    name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+    what = f"{name}: {reason}" if name else reason
     if error.errno in _DISK_FULL:
         return (
             f"no space left on the disk ({what})",
@@ -135,7 +154,10 @@ def _tell(message: str, hint: str, code: int) -> int:
     red, plain = ("\033[1;31m", "\033[0m") if colour else ("", "")
     head, *more = message.splitlines() or [""]
     lines = [f"{red}error:{plain} {printable(head)}" if code != INTERRUPTED else printable(head)]
-    lines += [f"  {printable(line)}" for line in (*more, *hint.splitlines())]
+    _print([*lines, *(f"  {printable(line)}" for line in (*more, *hint.splitlines()))])
+    return code
+
+
+def _print(lines: Sequence[str]) -> None:
     with suppress(OSError, ValueError):  # stderr may be closed; the exit code still tells
         print("\n".join(lines), file=sys.stderr, flush=True)
-    return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import torch
@@ -52,8 +53,10 @@ def train_digits(
                 optimizer.step()
                 schedule.step()
             stage.advance(loss=loss.item())
+    content = io.BytesIO()  # torch's own writer of files hides what the system says about a full disk
+    torch.save(model.state_dict(), content)
     with atomic_write(checkpoint) as temporary:
-        torch.save(model.state_dict(), temporary)
+        temporary.write_bytes(content.getbuffer())
     return accuracy(model, data.test)
 
 

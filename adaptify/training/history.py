@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptify.errors import UsageError
-from adaptify.files import write_text
+from adaptify.files import telling, write_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -117,12 +117,14 @@ class MetricsLog:
 
     Raises:
         UsageError: TensorBoard was asked for and is not installed.
+        AdaptifyError: Its folder cannot be written.
     """
 
     def __init__(self, folder: Path, *, tensorboard: bool = False) -> None:
         self.path = folder / "metrics.csv"
         self._rows: list[dict[str, float]] = []
-        self._board = _open_board(folder / "tensorboard") if tensorboard else None
+        self._boards = folder / "tensorboard"
+        self._board = _open_board(self._boards) if tensorboard else None
 
     def add(self, row: EpochRow) -> None:
         """Write one more row. The file is written anew: a row may have columns that those before had not.
@@ -133,9 +135,10 @@ class MetricsLog:
         self._rows.append(row.figures())
         self._write()
         if self._board is not None:
-            for name, value in row.figures().items():
-                self._board.add_scalar(name.replace(".", "/"), value, row.epoch)
-            self._board.flush()
+            with telling(self._boards):
+                for name, value in row.figures().items():
+                    self._board.add_scalar(name.replace(".", "/"), value, row.epoch)
+                self._board.flush()
 
     def resume(self, rows: Iterable[EpochRow]) -> None:
         """Go on after `rows`, which were written before: TensorBoard has them already.
@@ -155,9 +158,14 @@ class MetricsLog:
         write_text(self.path, table.getvalue())
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Let go of the files.
+
+        Raises:
+            AdaptifyError: What was written last is not on the disk.
+        """
         if self._board is not None:
-            self._board.close()
+            with telling(self._boards):
+                self._board.close()
 
 
 def _open_board(folder: Path) -> SummaryWriter:
@@ -168,4 +176,5 @@ def _open_board(folder: Path) -> SummaryWriter:
             "train.tensorboard is set, but TensorBoard is not installed",
             "Install it: pip install adaptify[tensorboard], or train without it.",
         ) from error
-    return SummaryWriter(str(folder))
+    with telling(folder):
+        return SummaryWriter(str(folder))

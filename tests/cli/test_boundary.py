@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import NoReturn
@@ -57,6 +58,7 @@ def test_names_in_errors_cannot_drive_the_terminal(capsys: pytest.CaptureFixture
             ["not allowed", "/root/x", "permissions"],
         ),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "x.pth"), ["x.pth: No such file"]),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", b"x.pth"), [" x.pth: No such file"]),
         (ModuleNotFoundError("No module named 'onnx'", name="onnx"), ["'onnx'", "pip install onnx"]),
         (KeyError("layer1"), ["KeyError: 'layer1'", "-vv", "adaptify env"]),
         (ValueError("one\ntwo"), ["ValueError: one (unexpected)"]),
@@ -82,6 +84,32 @@ def test_with_traceback_it_comes_before_the_lines(
     text = capsys.readouterr().err
     assert text.startswith("Traceback")
     assert text.index("in work") < text.index("error: ")
+
+
+def in_a_thread() -> None:
+    thread = threading.Thread(target=raising(OSError(errno.ENOSPC, "No space left on device", "runs/a")))
+    thread.start()
+    thread.join()
+
+
+def test_what_fails_in_a_thread_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    before = threading.excepthook
+    assert boundary.run(in_a_thread) == 0
+    text = capsys.readouterr().err
+    assert text == "in a thread: no space left on the disk (runs/a: No space left on device)\n"
+    assert threading.excepthook is before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_with_traceback_that_of_a_thread_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = []
+    before, threading.excepthook = threading.excepthook, seen.append
+    try:
+        boundary.run(in_a_thread, traceback=True)
+    finally:
+        threading.excepthook = before
+    assert len(seen) == 1
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import builtins
 import csv
+import errno
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from adaptify.errors import UsageError
+from adaptify.errors import OutsideError, UsageError
 from adaptify.training.history import EpochRow, MetricsLog, Validation
 from adaptify.training.meter import Meter, NonFiniteLossError
 from adaptify.training.objective import Loss
@@ -118,6 +120,30 @@ def test_tensorboard_gets_every_figure(tmp_path: Path, monkeypatch: pytest.Monke
     assert ("loss/cross_entropy", 1.25, 3) in written
     assert ("accuracy", 0.5, 3) in written
     assert written[-1][0] == "closed"
+
+
+CALLS = ("__init__", "add_scalar", "flush", "close")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_disk_that_is_full_for_tensorboard_is_told_of(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    writer = type("Writer", (), {name: lambda *_: None for name in CALLS})
+    setattr(writer, call, full)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=writer))
+
+    def write() -> None:
+        log = MetricsLog(tmp_path, tensorboard=True)
+        log.add(row(1))
+        log.close()
+
+    with pytest.raises(OutsideError) as caught:
+        write()
+    assert caught.value.message == f"cannot write {tmp_path}/tensorboard: No space left on device"
 
 
 def loss_of(value: float, right: int, wrong: int, **terms: float) -> tuple[Loss, torch.Tensor]:
