@@ -58,7 +58,7 @@ FAMILIES: dict[str, Builder] = {
 
 
 # Twins of others in what their graphs are made of, and the dearest one: they take their turn in slow runs.
-SLOW = ("wide_resnet50_2", "resnext50_32x4d", "regnet_x_400mf", "efficientnet_v2_s", "maxvit_t")
+SLOW = ("vgg16_bn", "wide_resnet50_2", "resnext50_32x4d", "regnet_x_400mf", "efficientnet_v2_s", "maxvit_t")
 
 
 class Family:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import linecache
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -25,4 +26,5 @@ def compile_graph(graph: fx.Graph) -> Callable[..., Any]:
     namespace: dict[str, Any] = dict(code.globals)
     exec(compile(code.src, filename, "exec"), namespace)
     function: Callable[..., Any] = namespace["forward"]
+    weakref.finalize(function, linecache.cache.pop, filename, None).atexit = False
     return function

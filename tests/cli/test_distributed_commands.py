@@ -80,6 +80,7 @@ def test_what_is_trained_on_features_is_the_same_to_the_bit(home: Path, cli: Cli
         assert _untimed(shared[part]) == _untimed(alone[part])
 
 
+@pytest.mark.slow
 def test_stages_are_for_one_process(home: Path) -> None:
     before = snapshot(home)
     words = ("retrofit", "digits.pt", "--recipe", "stages/digits_resnet_digits", "-q")

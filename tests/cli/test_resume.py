@@ -190,7 +190,9 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     assert process.poll() is None, process.communicate()
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_what_is_stopped_says_how_to_go_on(sent: signal.Signals, code: int, home: Path, cli: Cli) -> None:
     words = ("digits.pt", "--data", "digits", "--method", "gumbel", "train.epochs=100000")
     process = start("retrofit", *words, "-o", "out/run")
