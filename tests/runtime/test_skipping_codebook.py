@@ -18,6 +18,7 @@ from adaptify.runtime.skipping.programs import Bits, Narrow
 
 K = 8
 CAPACITY = 12
+ROOM = 4
 
 
 class Block:
@@ -135,6 +136,17 @@ def test_there_are_never_more_programs_than_fit_and_those_in_use_stay() -> None:
         assert found.opened.tolist() == bits(first).tolist()
         assert len(book) <= CAPACITY
     assert len(set(block.built)) > CAPACITY
+
+
+def test_large_programs_are_fewer() -> None:
+    book = codebook(Block())
+    shares = []
+    for closed in range(K):
+        found = ask(book, [channel for channel in range(K) if channel != closed], 1e6)
+        assert found is None
+        shares.append(len(book) * (K - 1) / K)
+    assert max(shares) <= ROOM
+    assert len(book) == int(ROOM / ((K - 1) / K))
 
 
 def test_what_cannot_be_built_is_not_tried_again() -> None:

@@ -17,7 +17,8 @@ import numpy as np
 from adaptify.errors import ModelError
 from adaptify.runtime.skipping.programs import Bits, Narrow, Programs
 
-_CAPACITY = 12  # programs of a block; each holds a copy of a part of its weights
+_CAPACITY = 12  # programs of a block
+_ROOM = 4.0  # what they have together, in blocks: each holds a copy of a part of the weights
 _REMEMBERED = 4096  # patterns whose losses are remembered
 _FIRST_GUESS_S = 0.05  # what building takes, before anything was built
 
@@ -109,7 +110,7 @@ class Codebook:
         except ModelError:
             self._hopeless.add(number)
         self._build_s = time.perf_counter() - started
-        if len(self._built) > _CAPACITY:
+        while len(self._built) > _CAPACITY or sum(item.share for item in self._built.values()) > _ROOM:
             self._built.popitem(last=False)
         self._best.clear()
 
