@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -266,6 +267,12 @@ def features() -> Found:
     return found
 
 
+def in_bfloat16(work: Callable[[], Found]) -> Found:
+    """Do it as `train.bf16` would."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return work()
+
+
 STEPS: Mapping[str, Callable[[], Found]] = MappingProxyType(
     {
         "macs, gates of samples": lambda: gates_step("macs", kind="dependent"),
@@ -279,6 +286,13 @@ STEPS: Mapping[str, Callable[[], Found]] = MappingProxyType(
         "exits": exits_step,
         "learned exits": learned_exits_step,
         "dropout and a teacher": drawing_step,
+    }
+)
+# A few of these steps in mixed precision.
+ROUNDED: Mapping[str, Callable[[], Found]] = MappingProxyType(
+    {
+        f"{name}, bfloat16": partial(in_bfloat16, STEPS[name])
+        for name in ("macs, gates of samples", "a guide", "exits", "dropout and a teacher")
     }
 )
 TRAININGS: Mapping[str, Callable[[], Found]] = MappingProxyType(
@@ -296,7 +310,7 @@ def main(file: str) -> None:
     """Do all of it together with the other processes."""
     torch.set_num_threads(1)
     with group.processes():
-        found = {name: work() for name, work in {**STEPS, **TRAININGS, **EXACT}.items()}
+        found = {name: work() for name, work in {**STEPS, **ROUNDED, **TRAININGS, **EXACT}.items()}
         found["refusals"] = refusals()
         everyone = list(group.in_turns([found["exits"]["loss"]]))
         found["processes"] = {"size": group.size(), "losses": everyone}

@@ -8,7 +8,9 @@ import pytest
 import shared_work
 import torch
 from launching import launch
-from shared_work import EXACT, STEPS, TRAININGS
+from shared_work import EXACT, ROUNDED, STEPS, TRAININGS
+
+BF16_EPS = torch.finfo(torch.bfloat16).eps
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,24 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(name: str, together: di
         torch.testing.assert_close(
             shared[key], expected, rtol=1e-4, atol=atol, msg=lambda text, key=key: f"{key}: {text}"
         )
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_in_mixed_precision_they_are_equal_but_for_its_rounding(name: str, together: dict[str, Any]) -> None:
+    alone = ROUNDED[name]()
+    shared = together[name]
+    assert shared.keys() == alone.keys()
+    scale = max(float(value.abs().max()) for key, value in alone.items() if key.startswith("gradient"))
+    for key, expected in alone.items():
+        torch.testing.assert_close(
+            shared[key],
+            expected,
+            rtol=BF16_EPS,
+            atol=2 * BF16_EPS * (scale if key.startswith("gradient") else 1),
+            msg=lambda text, key=key: f"{key}: {text}",
+        )
+    exact = STEPS[name.removesuffix(", bfloat16")]()
+    assert not torch.equal(alone["loss"], exact["loss"]), "there was nothing to round"
 
 
 @pytest.mark.parametrize("name", TRAININGS)
