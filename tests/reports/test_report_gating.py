@@ -196,6 +196,18 @@ def test_the_sweep_shows_the_choice_and_leaves_out_what_would_hide_it() -> None:
     assert "chosen" not in str(sweep_figure(unknown, None, 520))
 
 
+def test_a_large_deviation_stays_within_its_figure() -> None:
+    part = gating()
+    modes = [mode.model_copy(update={"accuracy_std": mode.accuracy_std and 0.5}) for mode in part.modes]
+    assert any(mode.accuracy_std for mode in modes)
+    figure = str(sweep_figure(part.model_copy(update={"modes": modes}), 0.9437, 520))
+    heights = [float(found) for found in re.findall(r'\by[12]?="([-0-9.]+)"', figure)]
+    assert min(heights) >= 0
+    lines = re.findall(r'<line[^>]*y1="([-0-9.]+)"[^>]*y2="([-0-9.]+)"[^>]*class="axis"', figure)
+    assert lines
+    assert max(float(y) for line in lines for y in line) <= 260
+
+
 def test_few_sites_are_lines_and_many_a_heat_map() -> None:
     few = str(activity_figure(gating(blocks=3), 520))
     assert len(shapes(few, "polyline", "series s[0-9]")) == 4

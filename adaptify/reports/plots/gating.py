@@ -81,7 +81,8 @@ def sweep_figure(gating: Gating, came: float | None, width: float, height: float
         svg.circle(x(mode.kept), y(mode.accuracy), 2.6, "point", _told(mode))
     for mode in others:
         for low, high in _deviation(mode):
-            svg.line(x(mode.kept), y(low), x(mode.kept), y(high), "axis")
+            seen = max(low, axes.low_y), min(high, axes.high_y)
+            svg.line(x(mode.kept), y(seen[0]), x(mode.kept), y(seen[1]), "axis")
         diamond(svg, x(mode.kept), y(mode.accuracy), "test", _told(mode))
     for mode in chosen:
         svg.circle(x(mode.kept), y(mode.accuracy), 10, "halo")
