@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from pydantic import Field
 
+from adaptify.assembly import assemble
 from adaptify.data import Data
 from adaptify.errors import TargetError
 from adaptify.graph.cost import CostModel
@@ -33,7 +35,8 @@ class Gates(Section):
     """Which exits, and where.
 
     Attributes:
-        sites: Names or globs of exit sites; None puts one after every stage but the last.
+        sites: Names or globs of exit sites; None puts one after every stage but the last, where leaving takes
+            fewer MACs than the whole network.
         head: The classifier: `convolutional`, as in MSDNet, or `linear`, one layer on the average.
         width: Filters of the convolutions of classifiers and gates; None: the paper's 128, or at each exit as
             many as a gate can have for 8% of the MACs.
@@ -71,7 +74,7 @@ class GumbelExits(GatingMethod[Gates, Train]):
     def place(self, traced: Traced, cost: CostModel, classes: int) -> tuple[PlaceExit, ...]:
         """Put a classifier and a gate after every stage but the last, or at the sites that were named."""
         options = self.gates
-        return tuple(
+        steps = tuple(
             PlaceExit(
                 site=site.name,
                 channels=site.channels,
@@ -82,6 +85,7 @@ class GumbelExits(GatingMethod[Gates, Train]):
             )
             for site in choose_sites(traced, cost, options.sites)
         )
+        return steps if options.sites is not None else _that_save(traced, steps)
 
     def check(self, model: AdaptiveModel) -> None:
         """Refuse a target that leaving at the first exit exceeds.
@@ -118,6 +122,19 @@ def _affordable_width(site: ExitSite, cost: CostModel) -> int:
     widths = (_WIDTH >> shift for shift in range(_WIDTH.bit_length()))
     share = _GATE_SHARE * cost.total
     return next((w for w in widths if 9 * site.positions * (site.channels + w) * w <= share), 1)
+
+
+def _that_save(traced: Traced, steps: tuple[PlaceExit, ...]) -> tuple[PlaceExit, ...]:
+    """Leave out exits, the last first, where leaving takes as many MACs as the whole network; not all."""
+    while len(steps) > 1:
+        with torch.random.fork_rng(devices=()):  # heads are drawn later, in the run's own order
+            model = assemble(traced, steps)
+        assert isinstance(model, AdaptiveModel)
+        dear = [step for step, macs in zip(steps, _macs(model), strict=False) if macs >= model.cost.total]
+        if not dear:
+            break
+        steps = tuple(step for step in steps if step is not dear[-1])
+    return steps
 
 
 def _macs(model: AdaptiveModel) -> tuple[int, ...]:

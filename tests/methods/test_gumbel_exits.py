@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from digits_network import learned_digits
 from exit_nets import PLAIN, exit_steps
+from families import Family
 from torch import nn
 
 from adaptify.assembly import assemble
@@ -88,6 +90,20 @@ def test_gates_are_as_wide_as_the_network_can_afford(arch: str, widths: list[int
     GumbelExits(Gates(), Train()).check(model)  # the default target is within reach
     for head in model.head_macs:
         assert sum(head) < 0.1 * model.cost.total
+
+
+def test_by_default_leaving_is_cheaper_than_the_network(build_family: Callable[..., Family]) -> None:
+    family = build_family("densenet121")
+    steps = exit_steps("gumbel_exits", family.traced, family.cost)
+    named = tuple(f"features.denseblock{number}" for number in (1, 2, 3))
+    assert [step.site for step in steps if isinstance(step, PlaceExit)] == list(named[:2])
+    every = exit_steps("gumbel_exits", family.traced, family.cost, sites=named)  # who names it gets it
+    assert len(every) == 3
+    for chosen, last_saves in ((steps, True), (every, False)):
+        model = assemble(family.traced, chosen)
+        assert isinstance(model, AdaptiveModel)
+        *leaving, _ = model.exit_macs(ThresholdPolicy((0.0,) * len(model.exits), GATE))
+        assert (leaving[-1] < model.cost.total) == last_saves
 
 
 @pytest.mark.parametrize(("head", "kind"), [("convolutional", ConvHead), ("linear", ExitHead)])
