@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 pytest_plugins = ["families", "trained", "stage"]
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# The same examples in every run; `--hypothesis-profile default` draws others.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 # Small networks are slower with several threads, and much slower on a machine that is busy.
 torch.set_num_threads(1)

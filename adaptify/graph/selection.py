@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -133,13 +134,16 @@ class _Chunks:
                 high = middle - 1
         everything = torch.arange(len(self.group))
         counts = self._fill(self._first(low), everything[low:], goal)
-        # Where all that is left is too large, the last ones that were taken make room, and come after it.
+        # Where all that is left is too large, the last ones that were taken make room, and come after it: by
+        # their scores, or the dearest first, so that the small ones fill what is left.
         for skipped in range(low - 1, max(low - 1 - _SKIPPED, -1), -1):
-            if self.macs(counts) >= (1 - TOLERANCE) * goal:
-                break
-            order = torch.cat([everything[low:], everything[skipped:low]])
-            other = self._fill(self._first(skipped), order, goal)
-            counts = max(counts, other, key=self.macs)
+            by_score = everything[skipped:low]
+            by_cost = by_score[self._costs[self.group[by_score]].argsort(descending=True, stable=True)]
+            for order in (by_score, by_cost):
+                if self.macs(counts) >= (1 - TOLERANCE) * goal:
+                    return counts
+                filled = self._fill(self._first(skipped), torch.cat([everything[low:], order]), goal)
+                counts = max(counts, filled, key=self.macs)
         return counts
 
     def macs(self, counts: Tensor) -> int:
@@ -148,6 +152,14 @@ class _Chunks:
             return int(self.cost.of_counts(counts))
         # What an empty group takes with it, and what leaves a stream with a row, has to be looked for.
         return self.cost.macs(self.masks(counts))
+
+    @functools.cached_property
+    def _costs(self) -> Tensor:
+        """(G,) MACs of a channel of each group, the last one of all."""
+        whole = self._first(len(self.group))
+        total = self.macs(whole)
+        one_less = whole - torch.eye(len(whole), dtype=torch.int64)
+        return torch.tensor([total - self.macs(counts) for counts in one_less])
 
     def _first(self, count: int) -> Tensor:
         return self.least.index_add(0, self.group[:count], self.size[:count])

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
-import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -66,13 +65,15 @@ def test_a_network_is_no_larger_than_its_file(
     assert told in said
 
 
-def test_a_network_is_not_taken_apart_without_end(tmp_path: Path) -> None:
+def test_a_network_is_not_taken_apart_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reshape(*_: Any, **__: Any) -> NoReturn:
+        raise AssertionError("nothing is done before all is counted")
+
+    monkeypatch.setattr("adaptify.assembly.decouple", reshape)
     step = {"op": "decouple_blocks", "blocks": ["layer1.0"]}
     path = write(tmp_path / "model.safetensors", {"steps": [step] * 4096, "policy": None})
-    began = time.process_time()
     with pytest.raises(ModelError, match="the network was reshaped 4096 times, and 24 are the most"):
         artifact.load(path)
-    assert time.process_time() - began < 10
 
 
 def test_a_billion_sites_are_too_many(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from channel_nets import Net, analyse, check_removal, conv, sizes
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -169,6 +169,9 @@ def test_senseless_requests_are_refused(target, round_to):
 
 @settings(max_examples=25, deadline=None)
 @given(target=st.floats(0.15, 1), round_to=st.sampled_from([1, 4, 8]), seed=st.integers(0, 1000))
+# Where the channels of the lowest score are dear, others have to make room for them.
+@example(target=0.98828125, round_to=1, seed=236)
+@example(target=0.9653931582056972, round_to=1, seed=581)
 def test_any_scores_meet_any_target(target, round_to, seed):
     generator = torch.Generator().manual_seed(seed)
     scores = {name: torch.rand(size, generator=generator) for name, size in sizes(_CIFAR.channels).items()}
