@@ -47,7 +47,9 @@ def test_recipe_opens_with_the_command_that_runs_it_and_what_to_expect(name: str
     assert any("measured" in line.lower() for line in comment)
 
 
-@pytest.mark.parametrize("name", SINGLE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "ranet" in name else ()) for name in SINGLE]
+)
 def test_the_gates_of_a_recipe_have_a_place_in_its_network(name: str) -> None:
     recipe = check(find_recipe(name))
     assert recipe.model.arch is not None

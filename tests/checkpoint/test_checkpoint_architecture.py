@@ -282,6 +282,7 @@ def test_a_network_of_the_user_is_compared_as_it_is(tmp_path, monkeypatch):
     sys.modules.pop("usernet2")
 
 
+@pytest.mark.slow
 def test_a_search_builds_each_network_once(weightless, monkeypatch):
     checkpoint = edited(weightless("torchvision:resnet18"), **{"conv1.weight": None})
     registry._public_signature.cache_clear()

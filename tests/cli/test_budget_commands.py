@@ -28,7 +28,7 @@ RUN = Path("run")
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=pytest.mark.slow if name == "sgad" else ()) for name in METHODS],
+    params=[pytest.param(name, marks=() if name == "gumbel" else pytest.mark.slow) for name in METHODS],
 )
 def with_run(
     request: pytest.FixtureRequest, finished: Path, tmp_path_factory: pytest.TempPathFactory

@@ -86,7 +86,15 @@ def test_help_fits_the_terminal(
     assert "..." not in text.partition("\n\n")[2].partition("\n")[0]
 
 
-@pytest.mark.parametrize("line", [line for line in EXAMPLES if not is_long(line)])
+@pytest.mark.parametrize(
+    "line",
+    [
+        # timm takes long to import.
+        pytest.param(line, marks=pytest.mark.slow if "timm:" in line else ())
+        for line in EXAMPLES
+        if not is_long(line)
+    ],
+)
 def test_a_quick_example_runs(line: str, stage: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(stage)
     said = cli(*words_of(line))

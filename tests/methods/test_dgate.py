@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from adaptify.errors import UsageError
 from adaptify.graph.cost import CostModel
 from adaptify.graph.sites import ExitSite
 from adaptify.graph.trace import trace
-from adaptify.methods import FitContext, find_method, method_names
+from adaptify.methods import ExitFit, FitContext, find_method, method_names
 from adaptify.methods.dgate import DGate, Gates, Train, enough_averages
 from adaptify.models.registry import resolve
 from adaptify.pipeline.calibration import calibrate_model
@@ -26,6 +27,8 @@ from adaptify.training.records import load_records, save_records
 
 DIGITS = resolve("adaptify:digits_resnet")
 SITE = ExitSite("layer1", (), "layer1", 16, 1, 64, 0, is_module_output=True, is_map=True)
+
+Once = tuple[DGate, AdaptiveModel, ExitFit]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def network(data: Data) -> nn.Module:
     return learned_digits(data, epochs=3)
 
 
-def fitted(network: nn.Module, data: Data, tmp_path: Path, **gates: object):
+def fitted(network: nn.Module, data: Data, tmp_path: Path, **gates: object) -> Once:
     """Place and train the gates of d-gate; return method, model and fit."""
     method = DGate(Gates(**gates), Train())
     traced = trace(network, DIGITS.input.shape)
@@ -48,6 +51,12 @@ def fitted(network: nn.Module, data: Data, tmp_path: Path, **gates: object):
     model = AdaptiveModel(traced, place_exits(traced, steps)).eval()
     fit = method.fit(model, data, FitContext(torch.device("cpu"), 256, 0, tmp_path, tmp_path))
     return method, model, fit
+
+
+@pytest.fixture(scope="module")
+def once(network: nn.Module, data: Data, tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Gates with all defaults, trained once; the network is only to be copied."""
+    return fitted(network, data, tmp_path_factory.mktemp("once"))
 
 
 def test_it_is_registered_and_others_are_not() -> None:
@@ -70,8 +79,8 @@ def test_gates_learn_and_the_backbone_stays(
     assert not list(tmp_path.iterdir())
 
 
-def test_records_are_what_the_network_says(network: nn.Module, data: Data, tmp_path: Path) -> None:
-    _, model, fit = fitted(network, data, tmp_path)
+def test_records_are_what_the_network_says(once: Once, data: Data) -> None:
+    _, model, fit = once
     images, labels = next(data.test.batches(len(data.test)))
     with torch.no_grad():
         final, exits = model.dense(images)
@@ -82,10 +91,8 @@ def test_records_are_what_the_network_says(network: nn.Module, data: Data, tmp_p
     assert len(fit.holdout.labels) == len(data.holdout)
 
 
-def test_calibrating_asks_for_accuracy_and_running_for_real_agrees(
-    network: nn.Module, data: Data, tmp_path: Path
-) -> None:
-    method, model, fit = fitted(network, data, tmp_path)
+def test_calibrating_asks_for_accuracy_and_running_for_real_agrees(once: Once, data: Data) -> None:
+    method, model, fit = copy.deepcopy(once)
     calibrate_model(model, fit.holdout, {"max_drop": 1.0}, score=method.score)
     held = replay(fit.holdout, model)
     assert held.accuracy >= fit.holdout.base_accuracy - 0.01 - 1e-9
@@ -95,8 +102,8 @@ def test_calibrating_asks_for_accuracy_and_running_for_real_agrees(
     assert torch.equal(real.predictions, told.predictions)
 
 
-def test_thresholds_by_hand(network: nn.Module, data: Data, tmp_path: Path) -> None:
-    method, model, fit = fitted(network, data, tmp_path)
+def test_thresholds_by_hand(once: Once) -> None:
+    method, model, fit = copy.deepcopy(once)
     calibrate_model(model, fit.holdout, {"thresholds": [None, 0.5]}, score=method.score)
     assert model.policy.to_json()["thresholds"] == [None, 0.5]
     with pytest.raises(UsageError, match="1 thresholds for 2 exits"):
@@ -136,13 +143,15 @@ def test_each_gate_is_placed_with_a_grid_of_its_own(network: nn.Module) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_gates(network: nn.Module, data: Data, tmp_path: Path) -> None:
-    first, second = (fitted(network, data, tmp_path)[1] for _ in range(2))
+def test_the_same_seed_gives_the_same_gates(
+    network: nn.Module, data: Data, once: Once, tmp_path: Path
+) -> None:
+    first, second = once[1], fitted(network, data, tmp_path)[1]
     assert torch.equal(first.exits[0].head.linear.weight, second.exits[0].head.linear.weight)
 
 
-def test_records_survive_the_disk(network: nn.Module, data: Data, tmp_path: Path) -> None:
-    _, _, fit = fitted(network, data, tmp_path)
+def test_records_survive_the_disk(once: Once, tmp_path: Path) -> None:
+    _, _, fit = once
     save_records({"holdout": fit.holdout, "test": fit.test}, tmp_path / "records.safetensors")
     again = load_records(tmp_path / "records.safetensors")
     assert torch.equal(again["test"].scores, fit.test.scores)
