@@ -67,14 +67,16 @@ def select_channels(
     goal = int(cost.total * target)
     while True:
         chunks = _Chunks(cost, scores, round_to, least or {})
-        counts = chunks.choose(goal)
-        macs = chunks.macs(counts)
-        if macs < (1 - TOLERANCE) * goal:  # what does not fit below may be near enough above
-            above = chunks.choose(int((1 + TOLERANCE) * goal))
-            if chunks.macs(above) >= (1 - TOLERANCE) * goal:
-                counts, macs = above, chunks.macs(above)
-        if abs(macs - goal) <= TOLERANCE * goal:
-            return Selection(chunks.masks(counts), macs, macs / cost.total, round_to)
+        # Where single channels are too coarse as well, what fills up counts for more than the scores.
+        for by_cost in (False, True) if round_to == 1 else (False,):
+            counts = chunks.choose(goal, by_cost=by_cost)
+            macs = chunks.macs(counts)
+            if macs < (1 - TOLERANCE) * goal:  # what does not fit below may be near enough above
+                above = chunks.choose(int((1 + TOLERANCE) * goal), by_cost=by_cost)
+                if chunks.macs(above) >= (1 - TOLERANCE) * goal:
+                    counts, macs = above, chunks.macs(above)
+            if abs(macs - goal) <= TOLERANCE * goal:
+                return Selection(chunks.masks(counts), macs, macs / cost.total, round_to)
         if round_to == 1:
             raise _missed(cost, target, macs)
         round_to //= 2
@@ -123,8 +125,14 @@ class _Chunks:
         self.group = torch.tensor(group, dtype=torch.int64)[by_score]
         self.size = torch.tensor(size, dtype=torch.int64)[by_score]
 
-    def choose(self, goal: int) -> Tensor:
-        """Return counts (G,) that cost as much as possible, but not more than `goal`; at least `least`."""
+    def choose(self, goal: int, *, by_cost: bool = False) -> Tensor:
+        """Return counts (G,) that cost as much as possible, but not more than `goal`; at least `least`.
+
+        Args:
+            goal: MACs.
+            by_cost: Whether chunks that made room come back the dearest first, so that small ones fill what
+                is left; otherwise by their scores.
+        """
         low, high = 0, len(self.group)
         while low < high:
             middle = (low + high + 1) // 2
@@ -134,16 +142,15 @@ class _Chunks:
                 high = middle - 1
         everything = torch.arange(len(self.group))
         counts = self._fill(self._first(low), everything[low:], goal)
-        # Where all that is left is too large, the last ones that were taken make room, and come after it: by
-        # their scores, or the dearest first, so that the small ones fill what is left.
+        # Where all that is left is too large, the last ones that were taken make room, and come after it.
         for skipped in range(low - 1, max(low - 1 - _SKIPPED, -1), -1):
-            by_score = everything[skipped:low]
-            by_cost = by_score[self._costs[self.group[by_score]].argsort(descending=True, stable=True)]
-            for order in (by_score, by_cost):
-                if self.macs(counts) >= (1 - TOLERANCE) * goal:
-                    return counts
-                filled = self._fill(self._first(skipped), torch.cat([everything[low:], order]), goal)
-                counts = max(counts, filled, key=self.macs)
+            if self.macs(counts) >= (1 - TOLERANCE) * goal:
+                break
+            order = everything[skipped:low]
+            if by_cost:
+                order = order[self._costs[self.group[order]].argsort(descending=True, stable=True)]
+            other = self._fill(self._first(skipped), torch.cat([everything[low:], order]), goal)
+            counts = max(counts, other, key=self.macs)
         return counts
 
     def macs(self, counts: Tensor) -> int:
