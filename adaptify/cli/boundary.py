@@ -64,9 +64,8 @@ def _quiet_threads() -> Iterator[None]:
     """Tell in a line what a library's own thread failed with; whoever waits for it hears of it as well."""
 
     def told(failed: threading.ExceptHookArgs) -> None:
-        if not isinstance(failed.exc_value, Exception):
-            return
-        _print([printable(f"in a thread: {explain(failed.exc_value)[0]}")])
+        if isinstance(failed.exc_value, Exception):  # not one that is told to end
+            _print([printable(f"in a thread: {explain(failed.exc_value)[0]}")])
 
     before, threading.excepthook = threading.excepthook, told
     try:

@@ -72,7 +72,7 @@ class GumbelExits(GatingMethod[Gates, Train]):
     Train = Train
 
     def place(self, traced: Traced, cost: CostModel, classes: int) -> tuple[PlaceExit, ...]:
-        """Put a classifier and a gate after every stage but the last, or at the sites that were named."""
+        """Put a classifier and a gate after stages where leaving saves, or at the sites that were named."""
         options = self.gates
         steps = tuple(
             PlaceExit(

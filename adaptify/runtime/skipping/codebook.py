@@ -18,7 +18,7 @@ from adaptify.errors import ModelError
 from adaptify.runtime.skipping.programs import Bits, Narrow, Programs
 
 _CAPACITY = 12  # programs of a block
-_ROOM = 4.0  # what they have together, in blocks: each holds a copy of a part of the weights
+_ROOM = 4.0  # their MACs together, in those of the block: each holds a copy of a part of the weights
 _REMEMBERED = 4096  # patterns whose losses are remembered
 _FIRST_GUESS_S = 0.05  # what building takes, before anything was built
 
